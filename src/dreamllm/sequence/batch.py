@@ -1,0 +1,91 @@
+"""Sequences and batches: what a model eats.
+
+The letters used for shapes in the whole project:
+
+    B rows            T positions         D model width        V vocabulary
+    N images read     P visual tokens     E vision width
+    M images drawn    Q dream queries     C condition width    K condition tokens (Q, or a text length)
+    Z latent channels h w latent size     H W pixel size       L supervised positions
+"""
+
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from dreamllm.sequence.layout import Slots
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sequence:
+    """One document ready for a model, still on the CPU and unpadded."""
+
+    document_id: str
+    input_ids: np.ndarray
+    """(T,) int64; `<im_patch>` at every slot position."""
+    is_label: np.ndarray
+    """(T,) bool; whether the token AT this position is a target (predicted from the position before)."""
+    slots: Slots
+    vision_pixels: np.ndarray
+    """(N, 3, H, W) float32, normalised for the vision encoder."""
+    target_pixels: np.ndarray
+    """(M, 3, H, W) float32, [-1, 1], for the image decoder. A dream slot whose picture is only context
+    (condition dropout moved its target to an unconditional sequence) has no row here."""
+    target_dreams: tuple[int, ...]
+    """For each row of target_pixels, the index of its dream slot in `slots.dream_starts`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Batch:
+    """Packed rows. Positions in `*_slots` and `label_positions` index the flattened (B*T) sequence."""
+
+    input_ids: Int[Tensor, "B T"]
+    position_ids: Int[Tensor, "B T"]
+    """Start again at 0 in every document."""
+    document_index: Int[Tensor, "B T"]
+    """0 on padding, 1.. for the documents of a row: a position attends only within its own number."""
+    label_positions: Int[Tensor, " L"]
+    """Flattened position whose hidden state predicts the label."""
+    labels: Int[Tensor, " L"]
+    image_slots: Int[Tensor, "N P"]
+    dream_slots: Int[Tensor, "M Q"]
+    """Every dream slot, with or without a target."""
+    vision_pixels: Float[Tensor, "N 3 Hv Wv"]
+    target_pixels: Float[Tensor, "Mt 3 H W"]
+    target_dreams: Int[Tensor, " Mt"]
+    """Row of `dream_slots` that conditions each target."""
+    document_ids: tuple[str, ...]
+    """Names, for messages."""
+
+    @property
+    def num_labels(self) -> int:
+        """L: supervised tokens in this batch."""
+        return self.labels.shape[0]
+
+    @property
+    def num_targets(self) -> int:
+        """Pictures whose drawing is supervised."""
+        return self.target_dreams.shape[0]
+
+    def attention_mask(self) -> Bool[Tensor, "B 1 T T"]:
+        """True where a query position may look: causal, and inside its own document only.
+
+        A padding position looks at itself alone, so that no softmax row is empty.
+        """
+        same = self.document_index[:, :, None] == self.document_index[:, None, :]
+        size = self.input_ids.shape[1]
+        causal = torch.ones(size, size, dtype=torch.bool, device=self.input_ids.device).tril()
+        real = self.document_index[:, :, None] > 0
+        itself = torch.eye(size, dtype=torch.bool, device=self.input_ids.device)
+        return ((same & causal & real) | itself)[:, None]
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on another device."""
+        moved = {
+            f.name: value.to(device, non_blocking=True)
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)
