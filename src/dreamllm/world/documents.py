@@ -1,0 +1,310 @@
+"""Scene -> documents: every kind the models are trained and tested on, with the truth in the metadata.
+
+    plain          pair, story, guide, album, facts (text only)
+    conversation   vqa, describe, draw, text_vqa (text only), ask_story, ask_guide, ask_album, edit
+
+`metadata["scenes"]` holds the scene of every picture in reading order; `metadata["answers"]` the QA kinds.
+"""
+
+from dataclasses import replace as change
+from typing import Any, Literal
+
+import numpy as np
+
+from dreamllm.document.document import Document, Image, Part, Role, Text
+from dreamllm.world.language import (
+    CAPTION_STYLES,
+    NUMBERS,
+    QUESTION_KINDS,
+    QA,
+    CaptionStyle,
+    caption,
+    listing,
+    phrase,
+    question,
+    sentence,
+)
+from dreamllm.world.render import render_image
+from dreamllm.world.scene import BACKGROUNDS, COLORS, PLACES, SIZES, Object, Scene
+from dreamllm.world.splits import Split, choice, may_appear, random_object, sample_scene
+
+DocumentKind = Literal[
+    "read_pair",
+    "draw_pair",
+    "story",
+    "guide",
+    "album",
+    "facts",
+    "vqa",
+    "describe",
+    "draw",
+    "text_vqa",
+    "ask_story",
+    "ask_guide",
+    "ask_album",
+    "edit",
+]
+
+ORDINALS = ("First", "Second", "Third")
+DESCRIBE_PROMPTS: dict[CaptionStyle, str] = {
+    "short": "Describe the picture briefly.",
+    "full": "Describe the picture.",
+    "long": "Describe the picture in detail.",
+}
+_MAX_TRIES = 100
+
+
+def make_document(
+    kind: DocumentKind,
+    rng: np.random.Generator,
+    *,
+    split: Split = "train",
+    num_objects: tuple[int, ...] = (1, 2, 3),
+    questions_per_image: int = 6,
+    id: str = "",
+) -> Document:
+    """A random document of a kind whose scenes belong to the split."""
+    scene = sample_scene(rng, split, num_objects=num_objects)
+    parts, scenes, metadata = _MAKERS[kind](rng, scene, split, questions_per_image)
+    metadata = {"kind": kind, "scenes": [s.to_json() for s in scenes], **metadata}
+    return Document(parts=tuple(parts), id=id, metadata=metadata)
+
+
+_Made = tuple[list[Part], list[Scene], dict[str, Any]]
+
+
+def _picture(scene: Scene, *, learn: bool, role: Role | None = None) -> Image:
+    return Image(source=render_image(scene), learn=learn, role=role)
+
+
+def _user(text: str) -> Text:
+    return Text(text=text, role="user", learn=False)
+
+
+def _assistant(text: str) -> Text:
+    return Text(text=text, role="assistant")
+
+
+def _style(rng: np.random.Generator) -> CaptionStyle:
+    """Full captions most often: they alone say everything in few words."""
+    return CAPTION_STYLES[int(rng.choice(3, p=[0.15, 0.5, 0.35]))]
+
+
+def _read_pair(rng: np.random.Generator, scene: Scene, split: Split, num: int) -> _Made:
+    style = _style(rng)
+    return [_picture(scene, learn=False), Text(text=caption(scene, style))], [scene], {"style": style}
+
+
+def _draw_pair(rng: np.random.Generator, scene: Scene, split: Split, num: int) -> _Made:
+    style = _style(rng)
+    text = Text(text=caption(scene, style, rng), learn=False)
+    return [text, _picture(scene, learn=True)], [scene], {"style": style}
+
+
+# ---- conversations --------------------------------------------------------------------------------------------
+
+
+def ask(rng: np.random.Generator, scene: Scene, num: int) -> list[QA]:
+    """Distinct questions, kinds in random order."""
+    asked: list[QA] = []
+    for _ in range(_MAX_TRIES):
+        if len(asked) == num:
+            break
+        qa = question(scene, QUESTION_KINDS[int(rng.integers(len(QUESTION_KINDS)))], rng)
+        if qa is not None and qa.question not in {a.question for a in asked}:
+            asked.append(qa)
+    return asked
+
+
+def _vqa(rng: np.random.Generator, scene: Scene, split: Split, num: int) -> _Made:
+    qas = ask(rng, scene, num)
+    parts: list[Part] = [_picture(scene, learn=False, role="user")]
+    for qa in qas:
+        parts += [_user(qa.question), _assistant(qa.answer)]
+    return parts, [scene], {"answers": [[qa.kind, qa.answer] for qa in qas]}
+
+
+def _text_vqa(rng: np.random.Generator, scene: Scene, split: Split, num: int) -> _Made:
+    """The same questions about a caption: what a language model must do before it can do it with pictures."""
+    qas = ask(rng, scene, num)
+    style: CaptionStyle = "full" if rng.random() < 0.6 else "long"
+    text = caption(scene, style, rng)
+    parts: list[Part] = [_user(f"{text} {qas[0].question}"), _assistant(qas[0].answer)]
+    for qa in qas[1:]:
+        parts += [_user(qa.question), _assistant(qa.answer)]
+    return parts, [scene], {"answers": [[qa.kind, qa.answer] for qa in qas]}
+
+
+def _facts(rng: np.random.Generator, scene: Scene, split: Split, num: int) -> _Made:
+    """A caption, then the same scene in another style: copying with rearrangement, in plain text."""
+    first, second = rng.permutation(2)
+    styles: tuple[CaptionStyle, CaptionStyle] = ("full", "long")
+    text = f"{caption(scene, styles[first], rng)} {caption(scene, styles[second])}"
+    return [Text(text=text)], [scene], {}
+
+
+def _describe(rng: np.random.Generator, scene: Scene, split: Split, num: int) -> _Made:
+    style = _style(rng)
+    parts = [
+        _picture(scene, learn=False, role="user"),
+        _user(DESCRIBE_PROMPTS[style]),
+        _assistant(caption(scene, style)),
+    ]
+    return parts, [scene], {"style": style}
+
+
+def _draw(rng: np.random.Generator, scene: Scene, split: Split, num: int) -> _Made:
+    style = _style(rng)
+    text = _user(draw_prompt(caption(scene, style, rng)))
+    return [text, _picture(scene, learn=True, role="assistant")], [scene], {"style": style}
+
+
+def draw_prompt(caption_text: str) -> str:
+    """The instruction that asks for one picture."""
+    return f"Draw this. {caption_text}"
+
+
+# ---- illustrated documents ------------------------------------------------------------------------------------
+
+
+def _story(rng: np.random.Generator, scene: Scene, split: Split, num: int) -> _Made:
+    scenes, sentences = [scene], [caption(scene, "full")]
+    for _ in range(1 + int(rng.integers(2))):
+        scene, words = _next_scene(rng, scene, split)
+        scenes.append(scene)
+        sentences.append(f"{choice(rng, ['Then', 'Next', 'After that'])}, {words}")
+    if rng.random() < 0.4:  # a paragraph that shows nothing new: no picture belongs after it
+        at = 1 + int(rng.integers(len(sentences) - 1))
+        sentences[at] = f"Nothing changes for a while. {sentences[at]}"
+    title = f"This is the story of {NUMBERS[len(scenes)]} pictures."
+    return _illustrated(title, sentences, scenes, "The end."), scenes, {}
+
+
+def _next_scene(rng: np.random.Generator, scene: Scene, split: Split) -> tuple[Scene, str]:
+    for _ in range(_MAX_TRIES):
+        new, words = _edit_scene(rng, scene)
+        if new is not None and new != scene and may_appear(new, split):
+            return new, words
+    raise RuntimeError(f"no change of {scene} stays in split {split}")  # every scene has allowed changes
+
+
+def _edit_scene(rng: np.random.Generator, scene: Scene) -> tuple[Scene | None, str]:
+    """One random change and the sentence that says it; None where it cannot be made."""
+    kind = choice(rng, ["add", "recolor", "recolor", "resize", "move", "remove", "background"])
+    index = int(rng.integers(len(scene.objects)))
+    thing = scene.objects[index]
+    free = [p for p in PLACES if p not in {o.place for o in scene.objects}]
+    others = (*scene.objects[:index], *scene.objects[index + 1 :])
+    name = f"the {thing.shape} at the {thing.place}"
+    if kind == "background":
+        background = choice(rng, list(BACKGROUNDS))
+        return Scene(scene.objects, background), f"the background turns {background}."
+    if kind == "add":
+        if len(scene.objects) == 3:
+            return None, ""
+        added = random_object(rng, choice(rng, free))
+        return Scene((*scene.objects, added), scene.background), f"{phrase(added)} appears."
+    if kind == "remove":
+        if not others:
+            return None, ""
+        return Scene(others, scene.background), f"{name} disappears."
+    changed, words = _change_object(rng, kind, thing, free)
+    return Scene((*others, changed), scene.background), f"{name} {words}."
+
+
+def _change_object(rng: np.random.Generator, kind: str, thing: Object, free: list[str]) -> tuple[Object, str]:
+    if kind == "recolor":
+        color = choice(rng, list(COLORS))
+        return change(thing, color=color), f"turns {color}"
+    if kind == "resize":
+        size = SIZES[1 - SIZES.index(thing.size)]
+        return change(thing, size=size), f"becomes {size}"
+    place = choice(rng, free)
+    return change(thing, place=place), f"moves to the {place}"
+
+
+def _guide(rng: np.random.Generator, scene: Scene, split: Split, num: int) -> _Made:
+    things = [scene.objects[i] for i in rng.permutation(len(scene.objects))]
+    scenes = [Scene(tuple(things[: i + 1]), scene.background) for i in range(len(things))]
+    if not all(may_appear(s, split) for s in scenes):
+        return _guide(rng, sample_scene(rng, split, num_objects=len(things)), split, num)
+    sentences = [f"Step one: take a {scene.background} background and draw {phrase(things[0])}."]
+    sentences += [
+        f"Step {NUMBERS[i + 1]}: add {phrase(thing)}." for i, thing in enumerate(things[1:], start=1)
+    ]
+    title = f"How to draw {listing([phrase(o, full=False) for o in things])}."
+    return _illustrated(title, sentences, scenes, "The drawing is done."), scenes, {}
+
+
+def _album(rng: np.random.Generator, scene: Scene, split: Split, num: int) -> _Made:
+    scenes = [scene]
+    while len(scenes) < 2 or (len(scenes) < 3 and rng.random() < 0.4):
+        scenes.append(sample_scene(rng, split, num_objects=len(scene.objects)))
+    sentences = [f"{ORDINALS[i]}, {_lower(caption(s, 'full', rng))}" for i, s in enumerate(scenes)]
+    title = f"Here are {NUMBERS[len(scenes)]} pictures."
+    return _illustrated(title, sentences, scenes, "These are all the pictures."), scenes, {}
+
+
+def _lower(text: str) -> str:
+    return text[0].lower() + text[1:]
+
+
+def _illustrated(title: str, sentences: list[str], scenes: list[Scene], ending: str) -> list[Part]:
+    parts: list[Part] = []
+    for index, (words, scene) in enumerate(zip(sentences, scenes, strict=True)):
+        parts.append(Text(text=f"{title} {sentence(words[:-1])}" if index == 0 else sentence(words[:-1])))
+        parts.append(_picture(scene, learn=True))
+    parts.append(Text(text=ending))
+    return parts
+
+
+def _asked(parts: list[Part], request: str) -> list[Part]:
+    """A plain document as an assistant's answer."""
+    return [_user(request), *(change(part, role="assistant") for part in parts)]
+
+
+def _ask_story(rng: np.random.Generator, scene: Scene, split: Split, num: int) -> _Made:
+    parts, scenes, metadata = _story(rng, scene, split, num)
+    request = f"Tell a story in {NUMBERS[len(scenes)]} pictures. Begin with this. {caption(scenes[0], 'full', rng)}"
+    return _asked(parts, request), scenes, metadata
+
+
+def _ask_guide(rng: np.random.Generator, scene: Scene, split: Split, num: int) -> _Made:
+    parts, scenes, metadata = _guide(rng, scene, split, num)
+    request = f"Show step by step how to draw this. {caption(scenes[-1], 'full', rng)}"
+    return _asked(parts, request), scenes, metadata
+
+
+def _ask_album(rng: np.random.Generator, scene: Scene, split: Split, num: int) -> _Made:
+    parts, scenes, metadata = _album(rng, scene, split, num)
+    return _asked(parts, f"Show {NUMBERS[len(scenes)]} different pictures."), scenes, metadata
+
+
+def _edit(rng: np.random.Generator, scene: Scene, split: Split, num: int) -> _Made:
+    new, words = _next_scene(rng, scene, split)
+    parts = [
+        _picture(scene, learn=False, role="user"),
+        _user(f"Draw this picture again, but {words}"),
+        _assistant("Here it is."),
+        _picture(new, learn=True, role="assistant"),
+    ]
+    return parts, [scene, new], {}
+
+
+_MAKERS = {
+    "read_pair": _read_pair,
+    "draw_pair": _draw_pair,
+    "story": _story,
+    "guide": _guide,
+    "album": _album,
+    "facts": _facts,
+    "vqa": _vqa,
+    "describe": _describe,
+    "draw": _draw,
+    "text_vqa": _text_vqa,
+    "ask_story": _ask_story,
+    "ask_guide": _ask_guide,
+    "ask_album": _ask_album,
+    "edit": _edit,
+}
+DOCUMENT_KINDS: tuple[DocumentKind, ...] = tuple(_MAKERS)
