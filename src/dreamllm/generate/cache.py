@@ -1,11 +1,11 @@
 """Keys and values of rows that move at different pace.
 
-While one row writes a word, another reads its prompt and a third feeds its dream queries. `RowCache` is a stock
-`transformers` cache whose layers write every row's new entries at that row's own positions; with a boolean mask
-and explicit position ids each row gets the logits of a full forward pass over it alone.
+While one row writes a word, another reads its prompt and a third feeds its dream queries. `RowCache` is a
+stock `transformers` cache whose layers write every row's new entries at that row's own positions; with a 4-D
+mask and explicit position ids each row gets the hidden states of a full forward pass over it alone.
 
 Two readers feed chunks of embeddings to a language model: `CachedReader` keeps keys and values, `PrefixReader`
-keeps embeddings and reads everything again at each step. They must agree; the second is the measure of the first.
+keeps embeddings and reads everything again at each step. They must agree: the second measures the first.
 """
 
 from dataclasses import dataclass
@@ -67,7 +67,7 @@ class RowLayer(CacheLayerMixin):
         return self.get_seq_length(), 0
 
     def get_seq_length(self) -> int:
-        """The longest row of the pass; the model is given position ids, so nothing else is derived from it."""
+        """The longest row of the pass; positions are given to the model, not derived from this."""
         return 0 if self.plan is None else self.plan.length
 
     def get_max_length(self) -> int:
@@ -202,12 +202,12 @@ def _attention_mask(decoder: nn.Module, mask: Tensor, dtype: torch.dtype) -> Ten
     `sdpa` takes booleans; `eager` adds whatever it is given to the scores, and would add True as 1.
 
     Raises:
-        ConfigError: another attention, which reads no 4-D mask, or layers that look back less than all the way.
+        ConfigError: another attention, which reads no 4-D mask, or layers that do not look all the way back.
     """
     kinds = set(getattr(decoder.config, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"}:
         raise ConfigError(
-            f"the language model has {', '.join(sorted(kinds))} layers; generation keeps full attention only; "
+            f"the language model has {', '.join(sorted(kinds))} layers; generation needs full attention; "
             "choose a language model whose layers all have full attention"
         )
     attention = decoder.config._attn_implementation

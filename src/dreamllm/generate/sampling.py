@@ -1,8 +1,8 @@
 """From logits to the next token of every row.
 
-Temperature and nucleus filtering are the stock `transformers` processors. Randomness belongs to the row: each row
-draws one uniform number from its own generator and takes the token at that point of the cumulative distribution,
-so a row's text does not depend on its neighbours in the batch.
+Temperature and nucleus filtering are the stock `transformers` processors. Randomness belongs to the row: each
+row draws one uniform number from its own generator and takes the token at that point of the cumulative
+distribution, so a row's text does not depend on its neighbours in the batch.
 """
 
 import hashlib
