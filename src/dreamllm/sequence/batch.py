@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from dreamllm.errors import LayoutError
 from dreamllm.sequence.layout import Slots
 
 
@@ -35,6 +36,36 @@ class Sequence:
     (condition dropout moved its target to an unconditional sequence) has no row here."""
     target_dreams: tuple[int, ...]
     """For each row of target_pixels, the index of its dream slot in `slots.dream_starts`."""
+
+    def __post_init__(self) -> None:
+        length = len(self.input_ids)
+        if self.is_label.shape != (length,) or self.slots.length != length:
+            raise LayoutError(
+                f"document {self.document_id!r} has {length} ids, {self.is_label.size} label flags and "
+                f"slots laid out over {self.slots.length} positions; expected one number; build them together"
+            )
+        if length == 0 or self.is_label[0]:
+            raise LayoutError(
+                f"document {self.document_id!r} has {length} positions and a label at the first of them, or "
+                "none; a label is predicted from the position before it; begin with an unsupervised BOS"
+            )
+        num_dreams = len(self.slots.dream_starts)
+        if len(self.vision_pixels) != len(self.slots.image_starts) or len(self.target_pixels) != len(
+            self.target_dreams
+        ):
+            raise LayoutError(
+                f"document {self.document_id!r} has {len(self.vision_pixels)} pictures for "
+                f"{len(self.slots.image_starts)} image slots and {len(self.target_pixels)} targets for "
+                f"{len(self.target_dreams)} target slots; expected equal counts; give each slot its picture"
+            )
+        if not set(self.target_dreams) <= set(range(num_dreams)) or len(set(self.target_dreams)) != len(
+            self.target_dreams
+        ):
+            raise LayoutError(
+                f"document {self.document_id!r} has targets for dream slots {self.target_dreams} of "
+                f"{num_dreams}; expected each at most once, below that count; "
+                "point every target at a slot of its own"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

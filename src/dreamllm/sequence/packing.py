@@ -1,0 +1,126 @@
+"""Several documents in one row, several rows in one batch.
+
+Packing wastes no positions on padding and changes no result: positions start again in every document, a
+document sees only itself (`Batch.attention_mask`), and a label is predicted from the position before it in
+its own document.
+"""
+
+from collections.abc import Iterable
+from collections.abc import Sequence as SequenceOf
+
+import numpy as np
+import torch
+
+from dreamllm.errors import LayoutError
+from dreamllm.sequence.batch import Batch, Sequence
+
+_ROW_MULTIPLE = 8  # row lengths are multiples of it, which matrix units like
+
+
+def pack(sequences: SequenceOf[Sequence], max_length: int, *, enabled: bool = True) -> list[list[Sequence]]:
+    """Put sequences into rows of at most `max_length` positions, first-fit decreasing.
+
+    The result depends on the lengths alone. Sequences keep their order within a row, and rows are ordered by
+    their first sequence. With `enabled=False` every sequence has a row of its own, for comparison.
+
+    Raises:
+        LayoutError: a sequence is longer than a row.
+    """
+    lengths = [len(sequence.input_ids) for sequence in sequences]
+    for sequence, length in zip(sequences, lengths, strict=True):
+        if length > max_length:
+            raise LayoutError(
+                f"document {sequence.document_id!r} has {length} positions, but a row has {max_length}; "
+                "expected no document longer than a row; shorten it or make the rows longer"
+            )
+    if not enabled:
+        return [[sequence] for sequence in sequences]
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        row = next((r for r, free in enumerate(room) if free >= lengths[index]), len(rows))
+        if row == len(rows):
+            rows.append([])
+            room.append(max_length)
+        rows[row].append(index)
+        room[row] -= lengths[index]
+    return [[sequences[index] for index in row] for row in sorted(sorted(row) for row in rows)]
+
+
+def collate(rows: SequenceOf[SequenceOf[Sequence]], pad_id: int) -> Batch:
+    """Lay rows of sequences out as one batch, padded on the right to the longest row and a multiple of 8.
+
+    Pictures keep reading order: row by row, document by document.
+
+    Raises:
+        LayoutError: there is no sequence, or sequences have slots or pictures of different sizes.
+    """
+    sequences = [sequence for row in rows for sequence in row]
+    _check_alike(sequences)
+    row_lengths = [sum(len(sequence.input_ids) for sequence in row) for row in rows]
+    size = -(-max(row_lengths) // _ROW_MULTIPLE) * _ROW_MULTIPLE
+    lengths = np.asarray([len(sequence.input_ids) for sequence in sequences])
+    starts = np.asarray(
+        [
+            row_index * size + before
+            for row_index, row in enumerate(rows)
+            for before in _counts_before(len(sequence.input_ids) for sequence in row)
+        ]
+    )
+    number_in_row = np.asarray([number for row in rows for number, _ in enumerate(row, start=1)])
+    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    places = np.repeat(starts, lengths) + within  # flattened (B*T) position of every real token
+
+    input_ids = np.full(len(rows) * size, pad_id, dtype=np.int64)
+    position_ids = np.zeros(len(rows) * size, dtype=np.int64)
+    document_index = np.zeros(len(rows) * size, dtype=np.int64)
+    all_ids = np.concatenate([sequence.input_ids for sequence in sequences])
+    is_label = np.concatenate([sequence.is_label for sequence in sequences])
+    input_ids[places] = all_ids
+    position_ids[places] = within
+    document_index[places] = np.repeat(number_in_row, lengths)
+    dreams_before = _counts_before(len(sequence.slots.dream_starts) for sequence in sequences)
+    slots = [(start, sequence.slots) for start, sequence in zip(starts, sequences, strict=True)]
+    return Batch(
+        input_ids=torch.from_numpy(input_ids.reshape(len(rows), size)),
+        position_ids=torch.from_numpy(position_ids.reshape(len(rows), size)),
+        document_index=torch.from_numpy(document_index.reshape(len(rows), size)),
+        label_positions=torch.from_numpy(places[is_label] - 1),
+        labels=torch.from_numpy(all_ids[is_label]),
+        image_slots=torch.from_numpy(
+            np.concatenate([start + slot.image_positions() for start, slot in slots])
+        ),
+        dream_slots=torch.from_numpy(
+            np.concatenate([start + slot.dream_positions() for start, slot in slots])
+        ),
+        vision_pixels=torch.from_numpy(np.concatenate([sequence.vision_pixels for sequence in sequences])),
+        target_pixels=torch.from_numpy(np.concatenate([sequence.target_pixels for sequence in sequences])),
+        target_dreams=torch.tensor(
+            [
+                before + dream
+                for before, sequence in zip(dreams_before, sequences, strict=True)
+                for dream in sequence.target_dreams
+            ],
+            dtype=torch.int64,
+        ),
+        document_ids=tuple(sequence.document_id for sequence in sequences),
+    )
+
+
+def _counts_before(counts: Iterable[int]) -> list[int]:
+    """Running total before each entry."""
+    before = [0]
+    for count in counts:
+        before.append(before[-1] + count)
+    return before[:-1]
+
+
+def _check_alike(sequences: list[Sequence]) -> None:
+    if not sequences:
+        raise LayoutError("a batch of 0 sequences has no shape; expected at least 1; leave out empty batches")
+    kinds = {(s.slots.sizes, s.vision_pixels.shape[1:], s.target_pixels.shape[1:]) for s in sequences}
+    if len(kinds) > 1:
+        raise LayoutError(
+            f"sequences of {len(kinds)} kinds cannot share a batch: slot sizes and picture shapes are "
+            f"{kinds}; expected one kind; encode them with one encoder"
+        )
