@@ -1,7 +1,7 @@
 """Seeds as pure functions of names and numbers.
 
-Training stores no generator state: what is random in a step follows from (seed, step, micro-batch) alone, so a
-resumed run draws what the uninterrupted run would have drawn.
+Training stores no generator state: what is random in a step follows from (seed, step, micro-batch) alone, so
+a resumed run draws what the uninterrupted run would have drawn.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import torch
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A seed in [0, 2**63) that depends on every part and its place, the same on every machine and in every process."""
+    """A seed in [0, 2**63) from every part and its place, the same on every machine and in every process."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 

@@ -1,8 +1,8 @@
 """The one training loop: every objective, every precision, every machine with one accelerator or none.
 
-Reads steps, calls `step.py`, and does all the writing: metrics, samples, checkpoints, the exported result. What a
-step computes follows from (config, weights, step number) alone, so an interrupted and resumed run equals an
-uninterrupted one to the last bit on the same machine.
+Reads steps, calls `step.py`, and does all the writing: metrics, samples, checkpoints, the exported result.
+What a step computes follows from (config, weights, step number) alone, so an interrupted and resumed run
+equals an uninterrupted one to the last bit on the same machine.
 """
 
 from dataclasses import dataclass

@@ -23,8 +23,8 @@ def build_optimizer(
     """AdamW with one group for each `ParameterGroup`; fused where the device has it.
 
     Raises:
-        ConfigError: a trainable parameter is in no group or in two, a grouped one is frozen or not float32, or
-            nothing is trainable.
+        ConfigError: a trainable parameter is in no group or in two, a grouped one is frozen or not float32,
+            or nothing is trainable.
     """
     groups = list(groups)
     names = {id(parameter): name for name, parameter in module.named_parameters()}
@@ -67,19 +67,19 @@ def _check_groups(
             name = names.get(id(parameter))
             if name is None:
                 raise ConfigError(
-                    f"parameter group {group.name!r} holds a {tuple(parameter.shape)} parameter that is not in the "
-                    "objective's module, expected only its own; register it, or it would not be saved"
+                    f"parameter group {group.name!r} holds a {tuple(parameter.shape)} parameter that is not "
+                    "in the objective's module, expected only its own; register it, or it would not be saved"
                 )
             if not parameter.requires_grad or parameter.dtype != torch.float32:
                 raise ConfigError(
-                    f"{name} in parameter group {group.name!r} has requires_grad={parameter.requires_grad} and "
-                    f"{parameter.dtype}, expected True and torch.float32; leave frozen parameters out of the "
-                    "groups and keep master weights in float32"
+                    f"{name} in parameter group {group.name!r} has requires_grad={parameter.requires_grad} "
+                    f"and {parameter.dtype}, expected True and torch.float32; leave frozen parameters out "
+                    "of the groups and keep master weights in float32"
                 )
             if id(parameter) in place:
                 raise ConfigError(
-                    f"{name} is in the parameter groups {place[id(parameter)]!r} and {group.name!r}, expected "
-                    "one; remove it from the other"
+                    f"{name} is in the parameter groups {place[id(parameter)]!r} and {group.name!r}, "
+                    "expected one; remove it from the other"
                 )
             place[id(parameter)] = group.name
     left_out = [name for name, parameter in trainable.items() if id(parameter) not in place]

@@ -100,7 +100,7 @@ class RunConfig:
     keep_checkpoints: int = 2
     """How many of the newest checkpoints stay on disk."""
     tensorboard: bool | None = None
-    """True writes TensorBoard events (and needs the extra), false does not, none does when it is installed."""
+    """True writes TensorBoard events and needs the extra; false does not; none does when it is installed."""
     description: str = ""
     """What the run is for, for a person."""
     expected_result: str = ""

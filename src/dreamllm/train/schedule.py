@@ -1,4 +1,7 @@
-"""The learning rate as a pure function of the step: linear warm-up, then a decay. Nothing to save, nothing to resume."""
+"""The learning rate as a pure function of the step: linear warm-up, then a decay.
+
+Nothing to save, nothing to resume.
+"""
 
 import math
 from typing import Literal
@@ -16,8 +19,8 @@ def lr_factor(
 ) -> float:
     """Factor of the peak learning rate for the optimizer step with this number, counted from 0.
 
-    The warm-up climbs in equal parts and its last step has factor 1, so no step is spent at a rate of zero. The
-    decay starts at 1 on the first step after the warm-up and would reach `final_ratio` on step `num_steps`.
+    The warm-up climbs in equal parts and its last step has factor 1, so no step is spent at a rate of zero.
+    The decay starts at 1 on the first step after the warm-up and reaches `final_ratio` on step `num_steps`.
     """
     warmup = num_warmup_steps(num_steps, warmup_ratio)
     if step < warmup:

@@ -1,7 +1,7 @@
 """One optimizer step, computed: accumulate gradients over micro-batches, check, clip, move. No I/O.
 
-Each loss term is divided by its count over the WHOLE step, not by its count in the micro-batch, so the way a step
-is cut into micro-batches does not change the gradient.
+Each loss term is divided by its count over the WHOLE step, not by its count in the micro-batch, so the way a
+step is cut into micro-batches does not change the gradient.
 """
 
 import contextlib
@@ -55,16 +55,17 @@ def optimizer_step(
     """Move the weights once.
 
     Raises:
-        TrainingError: a loss or the gradient is not finite, or the step has nothing to learn from. No weight and
-            no optimizer state has moved.
+        TrainingError: a loss or the gradient is not finite, or the step has nothing to learn from. No weight
+            and no optimizer state has moved.
     """
     counts: Counter[str] = Counter()
     for micro_batch in micro_batches:
         counts.update(objective.counts(micro_batch))
-    if not any(counts.values()):
+    if not any(counts[name] and weight for name, weight in objective.weights.items()):
         raise TrainingError(
-            f"step {step} has no supervised item in {len(micro_batches)} micro-batches (counts {dict(counts)}), "
-            "expected at least one; check the data mixture and the learn flags of its documents"
+            f"step {step} has no supervised item in {len(micro_batches)} micro-batches "
+            f"(counts {dict(counts)}), expected at least one with a weight; check the data mixture "
+            "and the learn flags of its documents"
         )
     optimizer.zero_grad(set_to_none=True)
     names = tuple(objective.weights)
@@ -78,7 +79,8 @@ def optimizer_step(
         if loss is None:
             rows.append(torch.zeros(len(names) + 1, device=device))
             continue
-        (loss if scaler is None else scaler.scale(loss)).backward()
+        if loss.requires_grad:
+            (loss if scaler is None else scaler.scale(loss)).backward()
         rows.append(torch.stack([loss.detach().float(), *(sums[name] for name in names)]))
     if scaler is not None:
         scaler.unscale_(optimizer)
@@ -120,8 +122,8 @@ def _forward(
     seen = {name: term.count for name, term in terms.items()}
     if seen != dict(own) or set(seen) != set(objective.weights):
         raise TrainingError(
-            f"the loss terms count {seen}, expected the counts said beforehand, {dict(own)}, and the names of the "
-            f"weights, {sorted(objective.weights)}; mend `counts`, `losses` or `weights` of the objective"
+            f"the loss terms count {seen}, expected the counts said beforehand, {dict(own)}, and the names "
+            f"of the weights, {sorted(objective.weights)}; mend the objective's `counts`, `losses` or `weights`"
         )
     sums = {name: term.sum.detach().float() for name, term in terms.items()}
     return total(terms, counts=counts, weights=objective.weights), sums
@@ -134,9 +136,9 @@ def _check_losses(
         if not all(math.isfinite(value) for value in row):
             terms = dict(zip(objective.weights, row[1:], strict=True))
             raise TrainingError(
-                f"the loss of step {step} is not finite: sums {terms} for {_named(objective.document_ids(micro_batch))}, "
-                "expected finite numbers; look at these documents, lower optim.lr or use a wider precision; "
-                "no weight has moved in this step"
+                f"the loss of step {step} is not finite: sums {terms} for "
+                f"{_named(objective.document_ids(micro_batch))}, expected finite numbers; look at "
+                "these documents, lower optim.lr or use a wider precision; no weight has moved in this step"
             )
 
 
@@ -160,8 +162,8 @@ def _move(
         scaler.update()
         return True
     raise TrainingError(
-        f"the gradient norm of step {step} is {norm} for {_named(ids)}, expected a finite number; look at these "
-        "documents, lower optim.lr or use a wider precision; no weight has moved in this step"
+        f"the gradient norm of step {step} is {norm} for {_named(ids)}, expected a finite number; look at "
+        "these documents, lower optim.lr or use a wider precision; no weight has moved in this step"
     )
 
 

@@ -1,7 +1,8 @@
 """The one thing the training loop knows about what it trains.
 
-An objective holds the modules, says what a step's data is (a pure function of the step number), what the losses
-are, and what to show and check. Everything else (optimizer, precision, accumulation, checkpoints) is the loop's.
+An objective holds the modules, says what a step's data is (a pure function of the step number), what the
+losses are, and what to show and check. Everything else is the loop's: optimizer, precision, accumulation,
+checkpoints.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
