@@ -1,7 +1,8 @@
 """Recipes: YAML and dotted overrides in, frozen dataclasses out, and back.
 
-A key that no field has is an error that names its place and the nearest field; a value of the wrong type is one
-line. A union of dataclasses is told apart by their `kind: Literal[...]` field. Keys left out keep their default.
+A key that no field has is an error that names its place and the nearest field; a value of the wrong type is
+one line. A union of dataclasses is told apart by their `kind: Literal[...]` field. Keys left out keep their
+default.
 """
 
 import difflib
@@ -18,7 +19,7 @@ from dreamllm.errors import ConfigError
 
 T = TypeVar("T")
 
-_NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?\.?(inf|nan)", re.IGNORECASE)
+_NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?|[-+]?(inf|nan)", re.IGNORECASE)
 
 
 def load_config(cls: type[T], source: Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> T:
@@ -109,7 +110,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
         value = _parse_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(
-            f"the value of the override {override!r} is not YAML, expected a number, text or [a, list]; quote it"
+            f"the value of the override {override!r} is not YAML, expected a number, text or a [list]; quote it"
         ) from error
     place: Any = tree
     for index, key in enumerate(keys):
@@ -204,9 +205,10 @@ def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]
     merged = dict(base)
     for key, value in change.items():
         old = merged.get(key)
-        is_nested = isinstance(old, Mapping) and isinstance(value, Mapping)
-        is_same = is_nested and value.get("kind", old.get("kind")) == old.get("kind")
-        merged[key] = _merge(old, value) if is_same else value
+        merged[key] = value
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            is_same_kind = value.get("kind", old.get("kind")) == old.get("kind")
+            merged[key] = _merge(old, value) if is_same_kind else value
     return merged
 
 
@@ -214,12 +216,10 @@ def _build_union(options: tuple[Any, ...], value: Any, place: str) -> Any:
     if value is None and types.NoneType in options:
         return None
     options = tuple(option for option in options if option is not types.NoneType)
-    configs = [option for option in options if is_dataclass(option)]
+    configs: list[Any] = [option for option in options if is_dataclass(option)]
     if configs and isinstance(value, Mapping):
         return _build_dataclass(_told_apart(configs, value, place), value, place)
-    if type(value) in options or any(
-        is_dataclass(option) and isinstance(value, option) for option in options
-    ):
+    if type(value) in options:
         return value
     if len(options) == 1:
         return _build(options[0], value, place)
@@ -264,7 +264,7 @@ def _build_scalar(kind: Any, value: Any, place: str) -> Any:
     if kind in (int, float):
         # YAML 1.1 reads 2e-5 (no dot, no sign) as text.
         is_text = isinstance(value, str) and _NUMBER.fullmatch(value) is not None
-        number = float(value.replace(".inf", "inf").replace(".nan", "nan")) if is_text else value
+        number = float(value) if is_text else value
         if is_text or is_number:
             if kind is float:
                 return float(number)

@@ -123,7 +123,7 @@ def _forward(
     if seen != dict(own) or set(seen) != set(objective.weights):
         raise TrainingError(
             f"the loss terms count {seen}, expected the counts said beforehand, {dict(own)}, and the names "
-            f"of the weights, {sorted(objective.weights)}; mend the objective's `counts`, `losses` or `weights`"
+            f"of the weights, {sorted(objective.weights)}; mend its `counts`, `losses` or `weights`"
         )
     sums = {name: term.sum.detach().float() for name, term in terms.items()}
     return total(terms, counts=counts, weights=objective.weights), sums
