@@ -1,5 +1,6 @@
 """The document: text and pictures in reading order. It is what is read from disk, trained on, generated,
-scored and exported; everything else in the package turns documents into something or something into documents.
+scored and exported; everything else in the package turns documents into something, or something
+into documents.
 """
 
 from collections.abc import Iterator
