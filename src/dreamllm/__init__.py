@@ -1,7 +1,7 @@
 """Train and run models that read and write illustrated documents.
 
-The public names load when they are first used, so that `import dreamllm` costs nothing. A new one is a line in
-`_HOMES`, a line in `__all__` and an import for the type checker.
+The public names load when they are first used, so that `import dreamllm` costs nothing. A new one is a line
+in `_HOMES`, a line in `__all__` and an import for the type checker.
 """
 
 import importlib

@@ -1,7 +1,7 @@
 """The command line: `dreamllm VERB ...`.
 
-A verb is one module of this folder, and its function `run` is the verb: the signature gives the options, the
-docstring the help, the returned number the exit status (None is 0). Only the module of the chosen verb is imported.
+A verb is one module of this folder, and its function `run` is the verb: the signature gives the options,
+the docstring the help, the returned number the exit status (None is 0). Only the chosen verb is imported.
 """
 
 import difflib
@@ -30,7 +30,7 @@ EXIT_READER_GONE = 141
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit status: what the verb says, or 2, 130 or 141 when it was cut short.
 
-    A DreamLLMError becomes one line on stderr; `--traceback`, anywhere on the line, shows where it was raised.
+    A DreamLLMError becomes one line on stderr; `--traceback`, anywhere among the arguments, shows its origin.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     show_traceback = "--traceback" in arguments
@@ -65,8 +65,8 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     if verb not in VERBS:
         nearest = difflib.get_close_matches(verb, VERBS, n=1, cutoff=0.5)
-        offer = f"did you mean {nearest[0]!r}?" if nearest else f"expected one of {', '.join(VERBS)};"
-        raise ConfigError(f"unknown verb {verb!r}; {offer} See `dreamllm --help`")
+        offer = f"did you mean {nearest[0]!r}?" if nearest else f"expected one of {', '.join(VERBS)}."
+        raise ConfigError(f"unknown verb {verb!r}; {offer} `dreamllm --help` describes them")
     import tyro  # a quarter of a second that `dreamllm --help` need not wait for
 
     module = importlib.import_module(f"dreamllm.cli.{verb.replace('-', '_')}")

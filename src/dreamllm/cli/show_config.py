@@ -1,5 +1,6 @@
 """`dreamllm show-config`: what a run would be, without running it."""
 
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -8,11 +9,13 @@ from dreamllm.config import load_config, to_yaml
 
 
 def run(
-    recipe: Annotated[str, tyro.conf.Positional],
-    overrides: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
+    recipe: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")],
+    overrides: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[KEY=VALUE ...]")
+    ] = (),
     /,
 ) -> None:
-    """Print a recipe as a run would see it: defaults filled in, overrides applied, every name and value checked.
+    """Print a recipe as a run would see it: defaults filled in, overrides applied, everything checked.
 
     Args:
         recipe: Path of a YAML recipe.
