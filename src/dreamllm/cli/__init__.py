@@ -66,7 +66,7 @@ def _dispatch(arguments: list[str]) -> int:
     if verb not in VERBS:
         nearest = difflib.get_close_matches(verb, VERBS, n=1, cutoff=0.5)
         offer = f"did you mean {nearest[0]!r}?" if nearest else f"expected one of {', '.join(VERBS)}."
-        raise ConfigError(f"unknown verb {verb!r}; {offer} `dreamllm --help` describes them")
+        raise ConfigError(f"unknown verb {verb!r}; {offer} `dreamllm --help` describes every verb")
     import tyro  # a quarter of a second that `dreamllm --help` need not wait for
 
     module = importlib.import_module(f"dreamllm.cli.{verb.replace('-', '_')}")

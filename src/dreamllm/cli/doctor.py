@@ -34,7 +34,9 @@ class Finding:
     cure: str = ""
 
 
-def run(model: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = None, /) -> int:
+def run(
+    model: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL]")] = None, /
+) -> int:
     """Check this installation, and the model folder if one is named. Exits with 1 if something is broken.
 
     Args:

@@ -1,0 +1,146 @@
+"""The doctor finds what is broken, names the cure, and leaves sound things alone."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from packaging.requirements import Requirement
+from safetensors.torch import save_file
+
+from dreamllm.cli import main
+from dreamllm.cli.doctor import (
+    check_model_folder,
+    check_requirement,
+    check_shipped_weights,
+    check_torch,
+    check_torchvision,
+)
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    for part in ("language_model", "unet"):
+        (folder / part).mkdir(parents=True)
+        (folder / part / "config.json").write_text('{"width": 4}')
+        save_file({"a": torch.zeros(3, 5), "b": torch.ones(7)}, folder / part / "model.safetensors")
+    return folder
+
+
+def test_a_whole_model_folder_is_ok(model_folder: Path) -> None:
+    (finding,) = check_model_folder(model_folder)
+
+    assert finding.state == "ok"
+    assert "2 weight files" in finding.seen
+
+
+@pytest.mark.parametrize("keep", [0, 5, 60, -1])
+def test_a_weight_file_cut_anywhere_is_found(model_folder: Path, keep: int) -> None:
+    file = model_folder / "unet" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+
+    (finding,) = check_model_folder(model_folder)
+
+    assert finding.state == "broken"
+    assert str(file) in finding.seen
+    assert finding.cure
+
+
+def test_a_weight_file_that_is_something_else_is_found(model_folder: Path) -> None:
+    file = model_folder / "unet" / "model.safetensors"
+    file.write_bytes((7).to_bytes(8, "little") + b"[1,2,3]")
+
+    (finding,) = check_model_folder(model_folder)
+
+    assert finding.state == "broken"
+    assert "does not list tensors" in finding.seen
+
+
+def test_a_config_without_its_weights_is_found(model_folder: Path) -> None:
+    (model_folder / "unet" / "model.safetensors").unlink()
+
+    (finding,) = check_model_folder(model_folder)
+
+    assert finding.state == "broken"
+    assert finding.seen == f"{model_folder / 'unet'} has a config.json but no weights"
+
+
+def test_json_that_does_not_parse_is_found(model_folder: Path) -> None:
+    (model_folder / "unet" / "config.json").write_text('{"width": ')
+
+    (finding,) = check_model_folder(model_folder)
+
+    assert finding.state == "broken"
+    assert "config.json is not JSON" in finding.seen
+
+
+def test_a_shard_that_an_index_names_must_be_there(model_folder: Path) -> None:
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (model_folder / "unet" / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    (finding,) = check_model_folder(model_folder)
+
+    assert finding.state == "broken"
+    assert "names model-00002-of-00002.safetensors" in finding.seen
+
+
+def test_a_folder_without_weights_and_a_path_that_is_no_folder_are_broken(tmp_path: Path) -> None:
+    states = [next(check_model_folder(path)).state for path in (tmp_path, tmp_path / "nothing")]
+
+    assert states == ["broken", "broken"]
+
+
+def test_missing_shipped_weights_are_broken_and_present_ones_are_read(model_folder: Path) -> None:
+    (missing,) = check_shipped_weights(model_folder / "nowhere")
+    (present,) = check_shipped_weights(model_folder.parent)
+
+    assert (missing.state, present.state) == ("broken", "ok")
+
+
+@pytest.mark.parametrize(
+    ("line", "state"),
+    [("torch>=2", "ok"), ("torch>=99", "broken"), ("surely-not-a-package>=1", "broken")],
+)
+def test_a_requirement_is_held_against_what_is_installed(line: str, state: str) -> None:
+    finding = check_requirement(Requirement(line))
+
+    assert finding.state == state
+    assert bool(finding.cure) == (state == "broken")
+
+
+def test_torch_is_reported_with_its_build_and_threads() -> None:
+    first, *_ = check_torch()
+
+    assert first.state == "ok"
+    assert first.seen == f"{torch.__version__}, {torch.get_num_threads()} CPU threads"
+
+
+def test_a_torchvision_that_cannot_load_is_broken_with_its_cure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torchvision").mkdir()
+    failure = "raise RuntimeError('operator torchvision::nms does not exist')\n"
+    (tmp_path / "torchvision" / "__init__.py").write_text(failure)
+    (tmp_path / "torchvision-0.28.0.dist-info").mkdir()
+    metadata = "Metadata-Version: 2.1\nName: torchvision\nVersion: 0.28.0\n"
+    (tmp_path / "torchvision-0.28.0.dist-info" / "METADATA").write_text(metadata)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # for the process that tries the import
+
+    (finding,) = check_torchvision()
+
+    assert finding.state == "broken"
+    assert "operator torchvision::nms does not exist" in finding.seen
+    assert "pip uninstall torchvision" in finding.cure
+    assert "torchvision" not in sys.modules
+
+
+def test_a_broken_model_makes_the_verb_exit_with_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = main(["doctor", str(tmp_path)])
+
+    assert status == 1
+    assert "holds no weights" in capsys.readouterr().out
