@@ -110,7 +110,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
         value = _parse_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(
-            f"the value of the override {override!r} is not YAML, expected a number, text or a [list]; quote it"
+            f"the value of the override {override!r} is not YAML, expected a number, text or [a, b]; quote it"
         ) from error
     place: Any = tree
     for index, key in enumerate(keys):

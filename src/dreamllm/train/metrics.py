@@ -1,0 +1,101 @@
+"""Metrics of a run: one JSON line a logged step, and TensorBoard events where wanted."""
+
+import importlib.util
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from dreamllm.document.atomic import write_bytes
+from dreamllm.errors import MissingExtraError, TrainingError
+from dreamllm.train.step import StepResult
+
+
+def step_record(result: StepResult, *, step: int, lr: float, seconds: float) -> dict[str, Any]:
+    """One line of metrics; `step` counts the steps done, `seconds` is the time of this step with its data."""
+    return {
+        "step": step,
+        "loss": result.loss,
+        **{f"loss.{name}": value for name, value in result.terms.items()},
+        "lr": lr,
+        "grad_norm": None if result.is_skipped else result.grad_norm,
+        "is_skipped": result.is_skipped,
+        "seconds": round(seconds, 6),
+        **{f"{name}_per_s": round(count / max(seconds, 1e-9), 3) for name, count in result.counts.items()},
+    }
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file, in order; a last line cut short by a kill is left out.
+
+    Raises:
+        TrainingError: a line before the last is not JSON.
+    """
+    records: list[dict[str, Any]] = []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break
+            raise TrainingError(
+                f"line {number} of {path} is not JSON: {line[:80]!r}; expected one record a line; remove it"
+            ) from error
+    return records
+
+
+class MetricsLog:
+    """Appends records to `metrics.jsonl`, and to TensorBoard when it is on; use it as a context manager.
+
+    Opening drops the records after `step`: a killed run may have logged steps its checkpoint does not have.
+    """
+
+    def __init__(self, folder: Path, *, step: int = 0, tensorboard: bool | None = None) -> None:
+        path = folder / "metrics.jsonl"
+        if path.exists():
+            kept = [record for record in read_metrics(path) if record["step"] <= step]
+            write_bytes(path, "".join(_line(record) for record in kept).encode())
+        self._events = _event_writer(folder / "tensorboard", step, tensorboard)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one record and flush it."""
+        self._file.write(_line(record))
+        self._file.flush()
+        if self._events is not None:
+            for name, value in record.items():
+                if isinstance(value, int | float) and name != "step":
+                    self._events.add_scalar(name.replace(".", "/"), value, record["step"])
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, allow_nan=False) + "\n"
+
+
+def _event_writer(folder: Path, step: int, wanted: bool | None) -> Any:
+    """The TensorBoard writer, or none; this optional extra loads only where it is used."""
+    is_installed = importlib.util.find_spec("tensorboard") is not None
+    if wanted and not is_installed:
+        raise MissingExtraError(
+            "the run has tensorboard=true but TensorBoard is not installed, expected the train extra; run "
+            "`pip install 'dreamllm[train]'`, or set tensorboard to false or null"
+        )
+    if wanted is False or not is_installed:
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(log_dir=str(folder), purge_step=step + 1)
