@@ -3,7 +3,7 @@
 from functools import cache
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image as PILImage
 
 from dreamllm.world.scene import BACKGROUNDS, CELL_PX, COLORS, PICTURE_PX, Object, Scene
@@ -38,6 +38,19 @@ def render(scene: Scene) -> UInt8[np.ndarray, "64 64 3"]:
         cell = canvas[top : top + CELL_PX, left : left + CELL_PX]
         cell[:] = (1 - alpha) * cell + alpha * np.asarray(COLORS[thing.color])
     return np.rint(canvas).astype(np.uint8)
+
+
+def foreground(scene: Scene) -> Bool[np.ndarray, "64 64"]:
+    """Pixels an object touches, with one pixel of margin: what a training loss may weigh more."""
+    mask = np.zeros((PICTURE_PX, PICTURE_PX), dtype=bool)
+    for thing in scene.objects:
+        top, left = cell_origin(thing)
+        touched = np.pad(coverage(thing.shape, thing.size) > 0, 1)
+        near = touched.copy()
+        for axis in (0, 1):
+            near |= np.roll(touched, 1, axis) | np.roll(touched, -1, axis)
+        mask[top : top + CELL_PX, left : left + CELL_PX] = near[1:-1, 1:-1]
+    return mask
 
 
 def render_image(scene: Scene) -> PILImage.Image:

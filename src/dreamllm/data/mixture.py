@@ -1,0 +1,74 @@
+"""Several sources, in proportion and in phases: the documents of a training step, as a pure function of the step.
+
+Documents are dealt in blocks. Every block holds a fixed number from each source, in an order of its own; so the
+place of any document in its source follows from its number alone, and nothing has to be stored to resume.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dreamllm.data.sources import DocumentSource, PhaseConfig, build_source
+from dreamllm.document.document import Document
+from dreamllm.errors import ConfigError
+from dreamllm.runtime.seeding import derive_seed
+
+BLOCK = 512
+"""Documents dealt at once; shares are exact to one part in this."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Phase:
+    first_step: int
+    sources: tuple[DocumentSource, ...]
+    dealt: np.ndarray
+    """(BLOCK,) source of every place of a block, before shuffling."""
+
+
+class Mixture:
+    """Documents of every step of a run."""
+
+    def __init__(
+        self, phases: tuple[PhaseConfig, ...], *, steps: int, documents_per_step: int, seed: int
+    ) -> None:
+        """Raises ConfigError for phases that do not end in order, at 1."""
+        ends = [phase.until for phase in phases]
+        if not ends or ends != sorted(ends) or ends[-1] != 1.0 or not all(p.sources for p in phases):
+            raise ConfigError(
+                f"phases end at {ends} of the run; expected one or more phases with sources, in rising order, "
+                "the last until 1.0; correct `until`"
+            )
+        self.documents_per_step = documents_per_step
+        self._seed = seed
+        firsts = [0, *(round(end * steps) for end in ends[:-1])]
+        self._phases = [
+            _Phase(
+                first,
+                tuple(
+                    build_source(s, derive_seed(seed, "phase", i, j)) for j, s in enumerate(phase.sources)
+                ),
+                _deal([s.weight for s in phase.sources]),
+            )
+            for i, (first, phase) in enumerate(zip(firsts, phases, strict=True))
+        ]
+
+    def documents(self, step: int) -> list[Document]:
+        """The documents of a step."""
+        number, phase = max(
+            ((n, p) for n, p in enumerate(self._phases) if p.first_step <= step), key=lambda item: item[0]
+        )
+        start = (step - phase.first_step) * self.documents_per_step
+        return [self._document(number, phase, start + i) for i in range(self.documents_per_step)]
+
+    def _document(self, number: int, phase: _Phase, index: int) -> Document:
+        block, place = divmod(index, BLOCK)
+        rng = np.random.default_rng([self._seed % 2**32, number, block])
+        order = phase.dealt[rng.permutation(BLOCK)]
+        source = int(order[place])
+        before = block * int((phase.dealt == source).sum()) + int((order[:place] == source).sum())
+        return phase.sources[source][before]
+
+
+def _deal(weights: list[float]) -> np.ndarray:
+    edges = np.rint(np.cumsum(weights) / np.sum(weights) * BLOCK).astype(int)
+    return np.searchsorted(edges, np.arange(BLOCK), side="right")

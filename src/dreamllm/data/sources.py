@@ -1,0 +1,129 @@
+"""Where documents come from. A source is endless and indexed: item `index` is a pure function of the index, so
+the only state of the data is a number.
+"""
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+
+from dreamllm.document.document import Document
+from dreamllm.document.jsonl import read_documents
+from dreamllm.errors import ConfigError
+from dreamllm.runtime.seeding import derive_seed
+from dreamllm.world.documents import DOCUMENT_KINDS, DocumentKind, make_document
+from dreamllm.world.splits import Split
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorldSourceConfig:
+    """Documents of the procedural world, made as they are asked for."""
+
+    kind: Literal["world"] = "world"
+    documents: dict[str, float]
+    """Weight of each document kind; see `world/documents.py` for the kinds."""
+    num_objects: tuple[int, ...] = (1, 2, 3)
+    """Object counts of a scene, equally likely."""
+    questions_per_image: int = 6
+    """Questions in a conversation about one picture."""
+    split: Split = "train"
+    """Scenes the documents may hold."""
+    weight: float = 1.0
+    """Share of this source among its neighbours."""
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.documents) - set(DOCUMENT_KINDS))
+        if unknown or not self.documents or min(self.documents.values()) <= 0:
+            raise ConfigError(
+                f"documents is {self.documents}; expected positive weights of kinds out of "
+                f"{', '.join(DOCUMENT_KINDS)}; correct {', '.join(unknown) or 'the weights'}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JsonlSourceConfig:
+    """Documents on disk, one JSON object a line; shuffled anew in every epoch."""
+
+    kind: Literal["jsonl"] = "jsonl"
+    path: Path
+    """The file; picture paths in it are relative to its folder."""
+    on_fault: Literal["raise", "skip"] = "raise"
+    """What to do with a line that cannot be read; skipped lines are counted and reported at the start."""
+    weight: float = 1.0
+    """Share of this source among its neighbours."""
+
+
+SourceConfig = WorldSourceConfig | JsonlSourceConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PhaseConfig:
+    """A part of a run with its own mixture of sources: a curriculum is a list of phases."""
+
+    until: float = 1.0
+    """Where the phase ends, as a share of the run."""
+    sources: tuple[SourceConfig, ...] = field(default=())
+    """What it reads."""
+
+
+class DocumentSource(Protocol):
+    """An endless, indexed source of documents."""
+
+    def __getitem__(self, index: int) -> Document:
+        """The document at an index; a pure function of it."""
+        ...
+
+
+class WorldSource:
+    """Documents of the world; every index is a new one."""
+
+    def __init__(self, config: WorldSourceConfig, seed: int) -> None:
+        self._config = config
+        self._seed = seed
+        self._kinds: list[DocumentKind] = [kind for kind in DOCUMENT_KINDS if kind in config.documents]
+        weights = np.asarray([config.documents[kind] for kind in self._kinds])
+        self._shares = weights / weights.sum()
+
+    def __getitem__(self, index: int) -> Document:
+        """Document `index`; its id names the kind and the number."""
+        rng = np.random.default_rng([self._seed, index])
+        kind = self._kinds[int(rng.choice(len(self._kinds), p=self._shares))]
+        return make_document(
+            kind,
+            rng,
+            split=self._config.split,
+            num_objects=self._config.num_objects,
+            questions_per_image=self._config.questions_per_image,
+            id=f"{kind}-{index}",
+        )
+
+
+class JsonlSource:
+    """Documents of a file, epoch after epoch, each epoch in its own order."""
+
+    def __init__(self, config: JsonlSourceConfig, seed: int) -> None:
+        self._documents = read_documents(config.path, on_fault=config.on_fault)
+        self._seed = seed
+        if len(self._documents) == 0:
+            raise ConfigError(
+                f"{config.path} holds no documents; expected at least one line; check the path"
+            )
+
+    def __getitem__(self, index: int) -> Document:
+        """Document `index`, counted over epochs."""
+        epoch, place = divmod(index, len(self._documents))
+        return self._documents[int(_order(self._seed, epoch, len(self._documents))[place])]
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, size: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(size)
+
+
+def build_source(config: SourceConfig, seed: int) -> DocumentSource:
+    """The source a config describes."""
+    if isinstance(config, WorldSourceConfig):
+        return WorldSource(config, derive_seed(seed, "world") % 2**32)
+    return JsonlSource(config, derive_seed(seed, str(config.path)) % 2**32)

@@ -1,0 +1,204 @@
+"""What each objective can be told. Free of torch, so that a recipe is read and checked before anything heavy.
+
+Paths in an objective are relative to the folder of the run: `../vae/model` is the result of the neighbour run
+`vae`.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from dreamllm.data.sources import PhaseConfig
+from dreamllm.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScenePhase:
+    """A part of a run and the scenes it sees."""
+
+    until: float
+    """Where the phase ends, as a share of the run."""
+    num_objects: tuple[int, ...]
+    """Object counts of a scene, equally likely."""
+
+
+def _check_phases(phases: tuple[ScenePhase, ...]) -> None:
+    ends = [phase.until for phase in phases]
+    if not ends or ends != sorted(ends) or ends[-1] != 1.0:
+        raise ConfigError(f"phases end at {ends} of the run; expected rising ends, the last 1.0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LanguageModelObjectiveConfig:
+    """A byte-level BPE tokenizer, then a Llama that reads and answers in words alone."""
+
+    kind: Literal["language_model"] = "language_model"
+    vocab_size: int = 512
+    hidden_size: int = 192
+    num_layers: int = 4
+    num_heads: int = 6
+    intermediate_size: int = 512
+    max_length: int = 512
+    """Longest sequence the model is built for."""
+    row_length: int = 256
+    """Positions of a packed training row."""
+    documents_per_step: int = 16
+    rows_per_micro_batch: int = 16
+    phases: tuple[PhaseConfig, ...] = field(default=())
+    """What is read when."""
+    gate_accuracy: float = 0.9
+    """Share of questions about a caption, answered exactly, that the gate asks for."""
+    gate_num_objects: tuple[int, ...] = (1, 2, 3)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipObjectiveConfig:
+    """A CLIP pair: contrastive loss with hard negatives, and a dense head on the patches that is thrown away."""
+
+    kind: Literal["clip"] = "clip"
+    tokenizer: Path
+    """Folder of the tokenizer the text tower reads with."""
+    hidden_size: int = 128
+    num_layers: int = 4
+    num_text_layers: int = 2
+    num_heads: int = 4
+    patch_px: int = 16
+    max_text_length: int = 40
+    """Positions of a caption; longer ones are cut, as with any CLIP."""
+    scenes_per_step: int = 32
+    phases: tuple[ScenePhase, ...] = field(default=())
+    dense_weight: float = 1.0
+    """Weight of the auxiliary head that reads shape, colour and size off every patch."""
+    gate_accuracy: float = 0.97
+    """Linear-probe accuracy on the frozen features that the gate asks for, on the worst attribute."""
+
+    def __post_init__(self) -> None:
+        _check_phases(self.phases)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VaeObjectiveConfig:
+    """A stock AutoencoderKL, first on single cells (four times cheaper), then on whole pictures."""
+
+    kind: Literal["vae"] = "vae"
+    block_out_channels: tuple[int, ...] = (16, 16, 32, 64)
+    latent_channels: int = 4
+    norm_groups: int = 8
+    scenes_per_step: int = 16
+    crop_until: float = 0.75
+    """Share of the run spent on cells."""
+    phases: tuple[ScenePhase, ...] = field(default=())
+    kl_weight: float = 2e-4
+    """Weight of the divergence from a standard normal, per latent element."""
+    foreground_weight: float = 5.0
+    """How much more a pixel on an object counts."""
+    gate_accuracy: float = 0.97
+    """Share of objects the judge reads back wholly right from reconstructions."""
+
+    def __post_init__(self) -> None:
+        _check_phases(self.phases)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StableDiffusionObjectiveConfig:
+    """A text-conditioned U-Net over the VAE's latents: the frozen image decoder, and the baseline to beat."""
+
+    kind: Literal["stable_diffusion"] = "stable_diffusion"
+    vae: Path
+    """Folder of the trained VAE."""
+    clip: Path
+    """Folder of the trained CLIP pair; its text tower reads the captions and goes on learning here."""
+    tokenizer: Path
+    block_out_channels: tuple[int, ...] = (64, 128)
+    layers_per_block: int = 1
+    attention_head_dim: int = 16
+    """diffusers' name for the number of heads of the first level is `attention_head_dim`; kept."""
+    norm_groups: int = 16
+    scenes_per_step: int = 8
+    noises_per_image: int = 4
+    phases: tuple[ScenePhase, ...] = field(default=())
+    empty_caption: float = 0.1
+    """Share of empty captions, for classifier-free guidance."""
+    text_lr_scale: float = 0.5
+    """Learning rate of the text tower against the U-Net's."""
+    whiten: bool = True
+    """Whether the text features' whitening is folded into the cross-attention's first weights."""
+    foreground_weight: float = 4.0
+    """How much more a latent under an object counts."""
+    gate_gap: float = 1.3
+    """Loss with a wrong caption over loss with the right one, on the attribute that matters least."""
+
+    def __post_init__(self) -> None:
+        _check_phases(self.phases)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartsConfig:
+    """Stock parts to compose a new model from."""
+
+    language_model: Path
+    tokenizer: Path
+    vision_encoder: Path
+    image_decoder: Path
+    """Folder with `unet`, `vae` and `scheduler`."""
+    num_dream_queries: int = 64
+    select_layer: int = -2
+    post_layernorm: bool = False
+    chat_template: str = "vicuna_v1_1"
+    whiten: bool = False
+    """Start both projectors from whitened features, at the scale of what they replace."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainedGroups:
+    """What learns in a stage; see `models/freezing.py`."""
+
+    language_model: bool = False
+    special_token_rows: bool = False
+    visual_projector: bool = True
+    dream_queries: bool = True
+    condition_projector: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DreamLLMObjectiveConfig:
+    """A stage of DreamLLM: next-token and denoising loss on documents."""
+
+    kind: Literal["dreamllm"] = "dreamllm"
+    model: Path | None = None
+    """Result of the stage before; or `parts` for a new model."""
+    parts: PartsConfig | None = None
+    train: TrainedGroups = field(default_factory=TrainedGroups)
+    phases: tuple[PhaseConfig, ...] = field(default=())
+    documents_per_step: int = 16
+    row_length: int = 512
+    """Positions of a packed row; no document may be longer."""
+    rows_per_micro_batch: int = 8
+    packing: bool = True
+    """Without it every document has a row of its own (for comparison)."""
+    next_token_weight: float = 1.0
+    denoising_weight: float = 10.0
+    noises_per_image: int = 1
+    condition_dropout: float = 0.0
+    """Share of drawn pictures learned without their document, for classifier-free guidance."""
+    learn_dream_start_in_conversations: bool = False
+    mode: Literal["joint", "comprehension", "creation"] = "joint"
+    connector_lr_scale: float = 1.0
+    """Learning rate of projectors and queries against the run's."""
+    gate_vqa: float = 0.0
+    """Exact answers to questions about pictures that the gate asks for."""
+    gate_draw: float = 0.0
+    """Attributes of drawn pictures the judge must read back right."""
+
+    def __post_init__(self) -> None:
+        if (self.model is None) == (self.parts is None):
+            raise ConfigError("an objective needs either `model` (a stage before) or `parts` (stock parts)")
+
+
+ObjectiveConfig = (
+    LanguageModelObjectiveConfig
+    | ClipObjectiveConfig
+    | VaeObjectiveConfig
+    | StableDiffusionObjectiveConfig
+    | DreamLLMObjectiveConfig
+)
