@@ -62,7 +62,8 @@ class Document:
         if with_role not in (0, len(self.parts)):
             raise DocumentError(
                 f"document {self.id!r} has roles on {with_role} of {len(self.parts)} parts; "
-                "give every part a role (a conversation) or none (a plain document)"
+                "expected a role on every part (a conversation) or on none (a plain document); "
+                "add or remove roles"
             )
 
     def __iter__(self) -> Iterator[Part]:
