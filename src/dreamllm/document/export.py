@@ -116,7 +116,9 @@ def _article(document: Document, number: int, title: str) -> str:
             blocks.append(inner)
         else:
             name = _ROLE_NAMES[role]
-            blocks.append(f'<section class="turn {role}">\n<h3 class="who">{name}</h3>\n{inner}\n</section>')
+            blocks.append(
+                f'<section class="turn {role}">\n<div class="who">{name}</div>\n{inner}\n</section>'
+            )
     label = document.id or f"Document {number}"
     heading = f"<h2>{escape(document.id)}</h2>\n" if document.id and document.id != title else ""
     if document.metadata:

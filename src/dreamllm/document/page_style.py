@@ -21,7 +21,7 @@ body {
 }
 main, header.page { max-width: 44rem; margin: 0 auto; }
 header.page { border-bottom: 1px solid var(--line); margin-bottom: 2rem; }
-h1, h2, h3, .who, figcaption, details, table {
+h1, h2, .who, details, table {
   font-family: system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif;
 }
 h1 { font-size: 1.75rem; line-height: 1.25; letter-spacing: -0.01em; margin: 0 0 1rem; text-wrap: balance; }
@@ -38,7 +38,6 @@ figure img {
   border-radius: 10px; border: 1px solid var(--line); background: #ffffff;
 }
 img.small { image-rendering: pixelated; }
-figcaption { font-size: 0.78rem; color: var(--soft); margin-top: 0.35rem; }
 .turn { border-radius: 16px; padding: 0.9rem 1.15rem; margin: 0 0 1rem; border: 1px solid var(--line); }
 .turn > :last-child { margin-bottom: 0; }
 .turn.user { background: var(--user); margin-left: clamp(0rem, 10vw, 5rem); border-bottom-right-radius: 4px; }
