@@ -48,7 +48,8 @@ class VisionTransform:
     def from_dict(cls, value: dict[str, Any]) -> Self:
         """The transform that `to_dict` wrote; unknown keys raise ConfigError."""
         _check_keys(cls, value)
-        return cls(**{key: tuple(v) if key in ("mean", "std") else v for key, v in value.items()})
+        known: dict[str, Any] = {key: tuple(v) if key in ("mean", "std") else v for key, v in value.items()}
+        return cls(**known)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ The letters used for shapes in the whole project:
 """
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,7 +104,9 @@ class Batch:
     def attention_mask(self) -> Bool[Tensor, "B 1 T T"]:
         """True where a query position may look: causal, and inside its own document only.
 
-        A padding position looks at itself alone, so that no softmax row is empty.
+        A padding position looks at itself alone, so that no softmax row is empty. Only for attention that
+        takes booleans (`sdpa`): `eager` attention adds its mask to the scores, and True and False hide
+        nothing there.
         """
         same = self.document_index[:, :, None] == self.document_index[:, None, :]
         size = self.input_ids.shape[1]
@@ -114,7 +117,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
-        moved = {
+        moved: dict[str, Any] = {
             f.name: value.to(device, non_blocking=True)
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)

@@ -65,9 +65,10 @@ class SpecialTokens:
 def add_special_tokens(hf_tokenizer: PreTrainedTokenizerFast) -> int:
     """Add the special tokens a tokenizer lacks, make `[PAD]` its padding, and return how many were added."""
     tokens = [AddedToken(text, special=True, normalized=False) for text in _SPELLINGS.values()]
-    num_added = int(hf_tokenizer.add_tokens(tokens, special_tokens=True))
+    before = len(hf_tokenizer)
+    hf_tokenizer.add_tokens(tokens, special_tokens=True)
     hf_tokenizer.pad_token = _SPELLINGS["pad"]
-    return num_added
+    return len(hf_tokenizer) - before
 
 
 def _id_of(hf_tokenizer: PreTrainedTokenizerFast, spelling: str) -> int:
