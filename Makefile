@@ -7,7 +7,8 @@ TORCH_INDEX ?=
 # Where the tools of `check` stand: empty for the active environment, `some/venv/bin/` for another.
 BIN ?=
 
-PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
+# Without --no-compile pip would compile all of torch and transformers; Python compiles what it comes to import.
+INSTALL := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet install --no-compile -c constraints.txt
 SOURCES := $(wildcard src tests benchmarks)
 export PYTHONPATH := src
 export OMP_NUM_THREADS := 1
@@ -30,16 +31,16 @@ $(VENV)/.created:
 
 # Torch goes first and alone, so that TORCH_INDEX decides its build and every later install finds it settled.
 $(VENV)/.torch: $(VENV)/.created constraints.txt
-	$(PIP) install -c constraints.txt --no-deps $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(INSTALL) --no-deps $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	@touch $@
 
 $(VENV)/.package: $(VENV)/.torch pyproject.toml
-	$(PIP) install -c constraints.txt -e .
+	$(INSTALL) -e .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.package
-	$(PIP) install -c constraints.txt -e '.[dev]'
-	@touch $@
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	$(INSTALL) -e '.[dev]'
+	@touch $(VENV)/.package $@
 
 .PHONY: venv
 venv: $(VENV)/.dev ## Create .venv with everything a contributor needs (some minutes, once)
