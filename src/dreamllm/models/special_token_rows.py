@@ -60,6 +60,9 @@ class SpecialTokenRows(nn.Module):
     set of rows serves both.
     """
 
+    ids: Tensor
+    row_of_id: Tensor
+
     def __init__(self, language_model: PreTrainedModel, token_ids: Sequence[int]) -> None:
         super().__init__()
         embedding, head = language_model.get_input_embeddings(), language_model.get_output_embeddings()
