@@ -4,7 +4,7 @@ While one row writes a word, another reads its prompt and a third feeds its drea
 stock `transformers` cache whose layers write every row's new entries at that row's own positions; with a 4-D
 mask and explicit position ids each row gets the hidden states of a full forward pass over it alone.
 
-Two readers feed chunks of embeddings to a language model: `CachedReader` keeps keys and values, `PrefixReader`
+Two readers feed chunks of embeddings to a model: `CachedReader` keeps keys and values, `PrefixReader`
 keeps embeddings and reads everything again at each step. They must agree: the second measures the first.
 """
 
@@ -14,9 +14,8 @@ from typing import Protocol
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
-
-from dreamllm.errors import ConfigError
 
 Chunks = dict[int, Float[Tensor, "T D"]]
 """New embeddings of some rows, by row number; lengths may differ."""
@@ -100,7 +99,11 @@ class RowCache(Cache):
 
 
 class Reader(Protocol):
-    """Feeds chunks of embeddings to rows of a language model."""
+    """Feeds chunks of embeddings to rows of a language model.
+
+    Its attention must be `sdpa`, which takes a boolean mask; `eager` would add it to the scores as 0 and 1.
+    `DreamLLM` sees to that.
+    """
 
     def read(self, chunks: Chunks) -> Chunks:
         """Append a chunk to each named row and return the final hidden states at its positions."""
@@ -114,7 +117,7 @@ class Reader(Protocol):
 class CachedReader:
     """Reads every position once."""
 
-    def __init__(self, language_model: nn.Module, *, num_rows: int, max_length: int) -> None:
+    def __init__(self, language_model: PreTrainedModel, *, num_rows: int, max_length: int) -> None:
         self.decoder = language_model.get_decoder()
         self.max_length = max_length
         self.lengths = [0] * num_rows
@@ -142,7 +145,7 @@ class CachedReader:
         mask = torch.arange(plan.length) <= positions[:, :, None]  # (A, T, length)
         hidden = self.decoder(
             inputs_embeds=embeds,
-            attention_mask=_attention_mask(self.decoder, mask[:, None].to(device), embeds.dtype),
+            attention_mask=mask[:, None].to(device),
             position_ids=positions.to(device),
             past_key_values=self.cache,
             use_cache=True,
@@ -159,7 +162,7 @@ class CachedReader:
 class PrefixReader:
     """Reads all positions of a row again at every step. Slow; the measure that the cache is held to."""
 
-    def __init__(self, language_model: nn.Module) -> None:
+    def __init__(self, language_model: PreTrainedModel) -> None:
         self.decoder = language_model.get_decoder()
         self.prefixes: Chunks = {}
 
@@ -174,9 +177,7 @@ class PrefixReader:
         causal = torch.ones(size, size, dtype=torch.bool, device=embeds.device).tril()
         hidden = self.decoder(
             inputs_embeds=embeds,
-            attention_mask=_attention_mask(
-                self.decoder, causal.expand(len(rows), 1, size, size), embeds.dtype
-            ),
+            attention_mask=causal.expand(len(rows), 1, size, size),
             position_ids=torch.arange(size, device=embeds.device).expand(len(rows), size),
             use_cache=False,
         ).last_hidden_state
@@ -194,28 +195,3 @@ def _pad(chunks: list[Float[Tensor, "T D"]]) -> tuple[Float[Tensor, "A T D"], Te
     """Right-padded chunks and their (A,) true lengths, the lengths on the CPU."""
     sizes = torch.tensor([chunk.shape[0] for chunk in chunks])
     return nn.utils.rnn.pad_sequence(chunks, batch_first=True), sizes
-
-
-def _attention_mask(decoder: nn.Module, mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """The boolean mask in the form that the model's attention takes.
-
-    `sdpa` takes booleans; `eager` adds whatever it is given to the scores, and would add True as 1.
-
-    Raises:
-        ConfigError: another attention, which reads no 4-D mask, or layers that do not look all the way back.
-    """
-    kinds = set(getattr(decoder.config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"}:
-        raise ConfigError(
-            f"the language model has {', '.join(sorted(kinds))} layers; generation needs full attention; "
-            "choose a language model whose layers all have full attention"
-        )
-    attention = decoder.config._attn_implementation
-    if attention == "sdpa":
-        return mask
-    if attention == "eager":
-        return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
-    raise ConfigError(
-        f"attention {attention!r} takes no mask for rows of different pace; expected 'sdpa' or 'eager'; "
-        "load the language model with attn_implementation='sdpa'"
-    )
