@@ -72,8 +72,8 @@ def save_run(directory: Path, state: RunState, *, keep: int | None = None) -> Pa
             "resume from the earlier checkpoint, which is untouched"
         ) from error
     if keep is not None:
-        # A later step can only be a damaged one that a resumed run passed over: it must not crowd out this one.
-        done = [folder for folder in _folders(directory) if folder.name <= path.name]
+        # A later step can only be a damaged one that a resumed run passed over: it must not crowd this out.
+        done = [folder for step, folder in _folders(directory) if step <= state.step]
         for old in done[keep:]:
             shutil.rmtree(old)
     return path
@@ -81,7 +81,7 @@ def save_run(directory: Path, state: RunState, *, keep: int | None = None) -> Pa
 
 def latest(directory: Path) -> Path | None:
     """The newest checkpoint that is whole; a damaged newer one is passed over with a warning."""
-    for path in _folders(directory):
+    for _, path in _folders(directory):
         fault = _fault(path)
         if fault is None:
             return path
@@ -140,12 +140,12 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _folders(directory: Path) -> list[Path]:
-    """Finished checkpoints, newest first."""
+def _folders(directory: Path) -> list[tuple[int, Path]]:
+    """Finished checkpoints and their steps, newest first."""
     if not directory.is_dir():
         return []
     found = [(int(match[1]), path) for path in directory.iterdir() if (match := _FOLDER.fullmatch(path.name))]
-    return [path for _, path in sorted(found, reverse=True)]
+    return sorted(found, reverse=True)
 
 
 def _fault(path: Path) -> str | None:

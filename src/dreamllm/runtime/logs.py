@@ -1,4 +1,4 @@
-"""Log set-up, called by entry points and by nothing else, and the console that logs and progress bars share."""
+"""Log set-up, called by entry points and by nothing else, and the console of logs and progress bars."""
 
 import functools
 import logging

@@ -13,7 +13,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -58,11 +58,11 @@ class TrainResult:
 
 
 def train(config: RunConfig, objective: Objective, out_dir: Path, *, resume: Resume = "auto") -> TrainResult:
-    """Run `config.steps` optimizer steps of an objective, or what is left of them; then sample, gate and export.
+    """Run what is left of `config.steps` optimizer steps of an objective; then sample, gate and export.
 
-    `resume` decides what an earlier checkpoint in `out_dir` means: `auto` goes on from it, `must` fails without
-    one, `never` fails with one. Ctrl-C or SIGTERM finishes the step at hand, saves, and returns `interrupted`.
-    A gate that was not passed is reported in the result; what follows from it is the caller's to say.
+    `resume` decides what an earlier checkpoint in `out_dir` means: `auto` goes on from it, `must` fails
+    without one, `never` fails with one. Ctrl-C or SIGTERM finishes the step at hand, saves, and returns
+    `interrupted`. A gate that was not passed is reported in the result; the caller says what follows from it.
 
     Raises:
         TrainingError: a loss or a gradient is not finite.
@@ -114,14 +114,14 @@ def _resume(run: Run, folder: Path, resume: Resume) -> int:
     if path is None:
         if resume == "must":
             raise CheckpointError(
-                f"there is no whole checkpoint in {folder}, expected one to resume from; check the folder, or "
-                "resume with auto to start anew"
+                f"there is no whole checkpoint in {folder}, expected one to resume from; check the folder, "
+                "or resume with auto to start anew"
             )
         return 0
     if resume == "never":
         raise CheckpointError(
-            f"{folder} already holds {path.name}, expected no checkpoint for a new run; choose another folder, "
-            "resume with auto, or delete it"
+            f"{folder} already holds {path.name}, expected no checkpoint for a new run; choose another "
+            "folder, resume with auto, or delete it"
         )
     state = load_run(path)
     run.restore(state)
@@ -231,7 +231,7 @@ def _progress() -> Progress:
 
 @contextlib.contextmanager
 def _result_weights(run: Run, step: int, purpose: str) -> Iterator[None]:
-    """The weights others will see, averaged where there is an average; no gradients, and seeds of their own."""
+    """The weights others will see, averaged where there is an average; no gradients, own seeds."""
     seed_everything(derive_seed(run.config.seed, step, purpose))
     lent = contextlib.nullcontext() if run.average is None else run.average.lent()
     with torch.no_grad(), lent:
@@ -251,7 +251,8 @@ def _finish(run: Run, out_dir: Path) -> tuple[GateResult, Path]:
     _sample(run, out_dir, steps)
     with _result_weights(run, steps, "gate"):
         gate = run.objective.gate()
-    write_bytes(out_dir / "gate.json", (json.dumps(asdict(gate), indent=1) + "\n").encode())
+    record = {"passed": gate.passed, "metrics": dict(gate.metrics), "message": gate.message}
+    write_bytes(out_dir / "gate.json", (json.dumps(record, indent=1) + "\n").encode())
     logger.info("gate %s: %s", "passed" if gate.passed else "NOT passed", gate.message)
     model, aside = out_dir / "model", out_dir / ".unfinished-model"
     if aside.exists():

@@ -1,7 +1,7 @@
 """The live state of a run, and its way into and out of a checkpoint.
 
-Saved are the parameters that require a gradient, persistent buffers, the optimizer, the moving average and the
-loss scale. Frozen parameters are rebuilt from the config. No generator state: see `runtime/seeding.py`.
+Saved are the parameters that require a gradient, persistent buffers, the optimizer, the moving average and
+the loss scale. Frozen parameters are rebuilt from the config. No generator state: see `runtime/seeding.py`.
 """
 
 import platform
@@ -99,8 +99,8 @@ class Run:
             name, _, key = full_name.rpartition("/")
             if name not in parameters:
                 raise CheckpointError(
-                    f"the checkpoint has optimizer state for {name!r}, which the model does not train, expected "
-                    "a trainable parameter of that name; resume with the code that wrote it"
+                    f"the checkpoint has optimizer state for {name!r}, which the model does not train, "
+                    "expected a trainable parameter of that name; resume with the code that wrote it"
                 )
             states.setdefault(places[id(parameters[name])], {})[key] = value
         groups = self.optimizer.state_dict()["param_groups"]
@@ -127,8 +127,8 @@ def check_same_config(saved: Mapping[str, Any], current: Mapping[str, Any], step
         )
     if step > current["steps"]:
         raise CheckpointError(
-            f"the checkpoint has {step} steps, expected at most the config's {current['steps']}; raise steps, "
-            "or start in another folder"
+            f"the checkpoint has {step} steps, expected at most the config's {current['steps']}; raise "
+            "steps, or start in another folder"
         )
 
 
