@@ -19,8 +19,8 @@ from transformers import CLIPConfig, CLIPModel
 
 from dreamllm.data.transforms import VisionTransform
 from dreamllm.losses.total import Term
+from dreamllm.sequence.captions import CaptionTokens
 from dreamllm.sequence.tokenizer import Tokenizer
-from dreamllm.train.objectives.captions import CaptionTokens
 from dreamllm.train.objectives.configs import ClipObjectiveConfig
 from dreamllm.train.objectives.objective import GateResult, ParameterGroup
 from dreamllm.train.objectives.pictures import to_pixels

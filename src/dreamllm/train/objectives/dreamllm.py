@@ -20,6 +20,7 @@ from dreamllm.checkpoint.pretrained import save_model
 from dreamllm.data.mixture import Mixture
 from dreamllm.document.document import Document, Text
 from dreamllm.document.export import documents_to_html
+from dreamllm.generate.answers import argmax_at_labels, exact_answers
 from dreamllm.generate.interleaved import InterleavedGenerator
 from dreamllm.generate.options import GenerationOptions
 from dreamllm.losses.total import Term
@@ -28,7 +29,6 @@ from dreamllm.models.freezing import GroupRow, Trainable, apply_trainable, rende
 from dreamllm.runtime.seeding import derive_seed, make_generator
 from dreamllm.sequence.batch import Batch
 from dreamllm.sequence.encode import EncodeOptions, SequenceEncoder
-from dreamllm.train.objectives.answers import argmax_at_labels, exact_answers
 from dreamllm.train.objectives.compose import compose, load, whiten_connectors
 from dreamllm.train.objectives.configs import DreamLLMObjectiveConfig
 from dreamllm.train.objectives.document_steps import DocumentSteps

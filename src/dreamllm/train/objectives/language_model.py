@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from dreamllm.data.mixture import Mixture
 from dreamllm.data.transforms import TargetTransform, VisionTransform
 from dreamllm.document.document import Text
+from dreamllm.generate.answers import argmax_at_labels, exact_answers
 from dreamllm.losses.next_token import next_token_sum
 from dreamllm.losses.total import Term
 from dreamllm.sequence.batch import Batch
@@ -24,7 +25,6 @@ from dreamllm.sequence.chat import PLAIN_CHAT
 from dreamllm.sequence.encode import EncodeOptions, SequenceEncoder
 from dreamllm.sequence.layout import SlotSizes
 from dreamllm.sequence.tokenizer import Tokenizer, train_tokenizer
-from dreamllm.train.objectives.answers import argmax_at_labels, exact_answers
 from dreamllm.train.objectives.configs import LanguageModelObjectiveConfig
 from dreamllm.train.objectives.document_steps import DocumentSteps
 from dreamllm.train.objectives.objective import GateResult, ParameterGroup

@@ -27,8 +27,8 @@ from dreamllm.losses.total import Term
 from dreamllm.models.decoders.stable_diffusion import StableDiffusionDecoder
 from dreamllm.models.whitening import whitening
 from dreamllm.runtime.seeding import make_generator
+from dreamllm.sequence.captions import CaptionTokens
 from dreamllm.sequence.tokenizer import Tokenizer
-from dreamllm.train.objectives.captions import CaptionTokens
 from dreamllm.train.objectives.configs import StableDiffusionObjectiveConfig
 from dreamllm.train.objectives.objective import GateResult, ParameterGroup
 from dreamllm.train.objectives.pictures import save_grid, to_pixels
