@@ -1,44 +1,54 @@
 """The doctor finds what is broken, names the cure, and leaves sound things alone."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from packaging.requirements import Requirement
-from safetensors.torch import save_file
+from tests.models.tiny import dreamllm
 
+from dreamllm.checkpoint.pretrained import save_model
 from dreamllm.cli import main
 from dreamllm.cli.doctor import (
+    MODEL_PARTS,
     check_model_folder,
     check_requirement,
     check_shipped_weights,
     check_torch,
     check_torchvision,
 )
+from dreamllm.sequence.tokenizer import train_tokenizer
+
+UNET = Path("image_decoder", "unet")
+WEIGHTS = UNET / "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of the real format, which tests copy before they damage it."""
+    path = tmp_path_factory.mktemp("saved") / "model"
+    words = train_tokenizer(["a red circle"], vocab_size=300)
+    return save_model(dreamllm(), path, tokenizer=words, transforms={"vision": {"size": 16}})
 
 
 @pytest.fixture
-def model_folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "model"
-    for part in ("language_model", "unet"):
-        (folder / part).mkdir(parents=True)
-        (folder / part / "config.json").write_text('{"width": 4}')
-        save_file({"a": torch.zeros(3, 5), "b": torch.ones(7)}, folder / part / "model.safetensors")
-    return folder
+def model_folder(saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "models" / "copy"))
 
 
 def test_a_whole_model_folder_is_ok(model_folder: Path) -> None:
     (finding,) = check_model_folder(model_folder)
 
     assert finding.state == "ok"
-    assert "2 weight files" in finding.seen
+    assert "5 weight files" in finding.seen
 
 
 @pytest.mark.parametrize("keep", [0, 5, 60, -1])
 def test_a_weight_file_cut_anywhere_is_found(model_folder: Path, keep: int) -> None:
-    file = model_folder / "unet" / "model.safetensors"
+    file = model_folder / WEIGHTS
     file.write_bytes(file.read_bytes()[:keep])
 
     (finding,) = check_model_folder(model_folder)
@@ -49,7 +59,7 @@ def test_a_weight_file_cut_anywhere_is_found(model_folder: Path, keep: int) -> N
 
 
 def test_a_weight_file_that_is_something_else_is_found(model_folder: Path) -> None:
-    file = model_folder / "unet" / "model.safetensors"
+    file = model_folder / WEIGHTS
     file.write_bytes((7).to_bytes(8, "little") + b"[1,2,3]")
 
     (finding,) = check_model_folder(model_folder)
@@ -59,16 +69,16 @@ def test_a_weight_file_that_is_something_else_is_found(model_folder: Path) -> No
 
 
 def test_a_config_without_its_weights_is_found(model_folder: Path) -> None:
-    (model_folder / "unet" / "model.safetensors").unlink()
+    (model_folder / WEIGHTS).unlink()
 
     (finding,) = check_model_folder(model_folder)
 
     assert finding.state == "broken"
-    assert finding.seen == f"{model_folder / 'unet'} has a config.json but no weights"
+    assert finding.seen == f"{model_folder / UNET} has a config.json but no weights"
 
 
 def test_json_that_does_not_parse_is_found(model_folder: Path) -> None:
-    (model_folder / "unet" / "config.json").write_text('{"width": ')
+    (model_folder / UNET / "config.json").write_text('{"width": ')
 
     (finding,) = check_model_folder(model_folder)
 
@@ -77,8 +87,8 @@ def test_json_that_does_not_parse_is_found(model_folder: Path) -> None:
 
 
 def test_a_shard_that_an_index_names_must_be_there(model_folder: Path) -> None:
-    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
-    (model_folder / "unet" / "model.safetensors.index.json").write_text(json.dumps(index))
+    index = {"weight_map": {"a": WEIGHTS.name, "b": "model-00002-of-00002.safetensors"}}
+    (model_folder / UNET / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
 
     (finding,) = check_model_folder(model_folder)
 
@@ -86,7 +96,17 @@ def test_a_shard_that_an_index_names_must_be_there(model_folder: Path) -> None:
     assert "names model-00002-of-00002.safetensors" in finding.seen
 
 
-def test_a_folder_without_weights_and_a_path_that_is_no_folder_are_broken(tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", MODEL_PARTS)
+def test_a_missing_part_is_named(part: str, model_folder: Path) -> None:
+    shutil.rmtree(model_folder / part)
+
+    (finding,) = check_model_folder(model_folder)
+
+    assert finding.state == "broken"
+    assert finding.seen == f"{model_folder / part} is missing"
+
+
+def test_a_folder_without_an_index_and_a_path_that_is_no_folder_are_broken(tmp_path: Path) -> None:
     states = [next(check_model_folder(path)).state for path in (tmp_path, tmp_path / "nothing")]
 
     assert states == ["broken", "broken"]
@@ -143,4 +163,4 @@ def test_a_broken_model_makes_the_verb_exit_with_1(
     status = main(["doctor", str(tmp_path)])
 
     assert status == 1
-    assert "holds no weights" in capsys.readouterr().out
+    assert "has no model_index.json" in capsys.readouterr().out

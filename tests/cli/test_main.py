@@ -4,6 +4,7 @@ import importlib
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -108,25 +109,20 @@ def test_traceback_shows_where_the_error_was_raised(place: int, capsys: pytest.C
     assert "ConfigError" in shown
 
 
-def test_an_interrupt_ends_with_130_and_no_traceback() -> None:
-    program = (
-        "import signal, sys; from dreamllm.cli import main; "
-        "signal.setitimer(signal.ITIMER_REAL, 1.0); "
-        "signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT)); "
-        "sys.exit(main(['show-config', '/dev/stdin']))"
-    )
+def test_an_interrupt_ends_with_130_and_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run() -> None:
+        """Wait until somebody presses Ctrl-C."""
+        raise KeyboardInterrupt
 
-    process = subprocess.Popen(
-        [sys.executable, "-c", program], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdin is not None
-    assert process.stderr is not None
-    status = process.wait(timeout=60)  # it reads a recipe that never comes
+    verb = types.ModuleType("dreamllm.cli.wait")
+    monkeypatch.setattr(verb, "run", run, raising=False)
+    monkeypatch.setitem(sys.modules, verb.__name__, verb)
+    monkeypatch.setitem(VERBS, "wait", "wait")
 
-    assert status == 130
-    assert process.stderr.read() == "interrupted\n"
-    process.stdin.close()
-    process.stderr.close()
+    assert main(["wait"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_a_reader_that_goes_away_ends_it_quietly() -> None:

@@ -21,6 +21,17 @@ from rich.console import Console
 from rich.text import Text
 
 IMPORT_TIMEOUT_S = 120
+MODEL_PARTS = (
+    "language_model",
+    "tokenizer",
+    "vision_encoder",
+    "image_processor",
+    "connectors",
+    "image_decoder/unet",
+    "image_decoder/vae",
+    "image_decoder/scheduler",
+)
+"""The folders of a model, as `checkpoint/pretrained.py` writes them; named again here to do without torch."""
 _STYLES = {"ok": "green", "note": "yellow", "broken": "red"}
 
 
@@ -167,7 +178,7 @@ def check_shipped_weights(folder: Path) -> Iterator[Finding]:
 
 
 def check_model_folder(folder: Path) -> Iterator[Finding]:
-    """Whether every file of a saved model can be read: JSON that parses, tensors that are all there.
+    """Whether a saved model has every part, and its files are whole: JSON parses, no tensor is cut off.
 
     The tensors are not loaded: a safetensors header says how long its file must be.
     """
@@ -177,13 +188,14 @@ def check_model_folder(folder: Path) -> Iterator[Finding]:
         return
     json_files = sorted(folder.rglob("*.json"))
     tensor_files = sorted(folder.rglob("*.safetensors"))
-    faults = [fault for file in json_files if (fault := _json_fault(file))]
+    faults = [f"{folder / part} is missing" for part in MODEL_PARTS if not (folder / part).is_dir()]
+    if not (folder / "model_index.json").is_file():
+        faults = [f"{folder} has no model_index.json, so it is no model folder"]
+    faults += [fault for file in json_files if (fault := _json_fault(file))]
     faults += [fault for file in tensor_files if (fault := _safetensors_fault(file))]
     for config in folder.rglob("config.json"):
         if not any(config.parent.rglob("*.safetensors")):
             faults.append(f"{config.parent} has a config.json but no weights")
-    if not tensor_files:
-        faults.append(f"{folder} holds no weights (*.safetensors)")
     for fault in dict.fromkeys(faults):
         yield Finding(state="broken", subject="model", seen=fault, cure="copy or save the model again")
     if not faults:
