@@ -1,7 +1,7 @@
 """What a caller may choose about generation."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 from dreamllm.errors import ConfigError
 
@@ -66,3 +66,46 @@ class GenerationOptions:
                 raise ConfigError(
                     f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}; choose one"
                 )
+
+
+class WriteOptions(TypedDict, total=False):
+    """The options that concern words, as keyword arguments; what they mean stands in `GenerationOptions`."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+    max_batch_size: int
+    use_cache: bool
+
+
+class DrawOptions(TypedDict, total=False):
+    """The options that concern one picture for each text, as keyword arguments."""
+
+    guidance_scale: float
+    num_inference_steps: int
+    negative_prompt: str
+    scheduler: Scheduler
+    seed: int
+    draw_batch_size: int
+    max_batch_size: int
+    use_cache: bool
+
+
+class OptionFields(TypedDict, total=False):
+    """All fields of `GenerationOptions`, as keyword arguments."""
+
+    mode: Mode
+    max_new_tokens: int
+    max_images: int
+    temperature: float
+    top_p: float
+    guidance_scale: float
+    num_inference_steps: int
+    negative_prompt: str
+    scheduler: Scheduler
+    seed: int
+    preview_every: int | None
+    draw_batch_size: int
+    max_batch_size: int
+    use_cache: bool
