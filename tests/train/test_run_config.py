@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from dataclasses import fields, replace
 from typing import Any
 
@@ -47,3 +50,11 @@ def test_a_run_that_cannot_be_meant_is_refused(key: str, value: Any) -> None:
 
 def test_the_keys_free_on_resume_are_keys_of_a_run() -> None:
     assert {field.name for field in fields(RunConfig)} >= FREE_ON_RESUME
+
+
+def test_recipes_are_read_without_loading_torch() -> None:
+    code = "import sys, dreamllm.train.run_config; sys.exit('torch' in sys.modules)"
+
+    done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": os.pathsep.join(sys.path)})
+
+    assert done.returncode == 0

@@ -1,15 +1,19 @@
 """Seeds as pure functions of names and numbers.
 
 Training stores no generator state: what is random in a step follows from (seed, step, micro-batch) alone, so
-a resumed run draws what the uninterrupted run would have drawn.
+a resumed run draws what the uninterrupted run would have drawn. Torch loads late, so that recipes, which
+derive seeds, are read and checked without it.
 """
 
 import hashlib
 import json
 import random
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -20,11 +24,15 @@ def derive_seed(*parts: int | str) -> int:
 
 def seed_everything(seed: int) -> None:
     """Seed the global generators of Python, NumPy and PyTorch (all devices)."""
+    import torch
+
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002  (libraries still draw from the legacy generator)
     torch.manual_seed(seed)
 
 
-def make_generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
+def make_generator(seed: int, device: "torch.device | str" = "cpu") -> "torch.Generator":
     """A generator of its own on a device."""
+    import torch
+
     return torch.Generator(device).manual_seed(seed)
