@@ -10,6 +10,7 @@ from dreamllm.document import document, events
 
 PUBLIC = [
     "Document",
+    "DreamLLM",
     "DreamLLMError",
     "Event",
     "Finished",

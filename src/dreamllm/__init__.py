@@ -21,9 +21,11 @@ if TYPE_CHECKING:
         TextDelta,
         fold,
     )
+    from dreamllm.generate.pipeline import DreamLLM
 
 __all__ = [
     "Document",
+    "DreamLLM",
     "DreamLLMError",
     "Event",
     "Finished",
@@ -39,6 +41,7 @@ __all__ = [
 
 _HOMES = {
     "Document": "dreamllm.document.document",
+    "DreamLLM": "dreamllm.generate.pipeline",
     "Event": "dreamllm.document.events",
     "Finished": "dreamllm.document.events",
     "Image": "dreamllm.document.document",
