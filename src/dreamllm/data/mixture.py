@@ -1,7 +1,8 @@
-"""Several sources, in proportion and in phases: the documents of a training step, as a pure function of the step.
+"""Several sources, in proportion and in phases: the documents of a training step, as a pure function of the
+step.
 
-Documents are dealt in blocks. Every block holds a fixed number from each source, in an order of its own; so the
-place of any document in its source follows from its number alone, and nothing has to be stored to resume.
+Documents are dealt in blocks. Every block holds a fixed number from each source, in an order of its own; so
+the place of any document in its source follows from its number alone, and nothing has to be stored to resume.
 """
 
 from dataclasses import dataclass
@@ -44,9 +45,7 @@ class Mixture:
         self._phases = [
             _Phase(
                 first,
-                tuple(
-                    build_source(s, derive_seed(seed, "phase", i, j)) for j, s in enumerate(phase.sources)
-                ),
+                tuple(build_source(s, derive_seed(seed, "phase", i, j)) for j, s in enumerate(phase.sources)),
                 _deal([s.weight for s in phase.sources]),
             )
             for i, (first, phase) in enumerate(zip(firsts, phases, strict=True))

@@ -1,5 +1,5 @@
-"""Where documents come from. A source is endless and indexed: item `index` is a pure function of the index, so
-the only state of the data is a number.
+"""Where documents come from. A source is endless and indexed: item `index` is a pure function of the index,
+so the only state of the data is a number.
 """
 
 from dataclasses import dataclass, field
@@ -107,9 +107,7 @@ class JsonlSource:
         self._documents = read_documents(config.path, on_fault=config.on_fault)
         self._seed = seed
         if len(self._documents) == 0:
-            raise ConfigError(
-                f"{config.path} holds no documents; expected at least one line; check the path"
-            )
+            raise ConfigError(f"{config.path} holds no documents; expected at least one line; check the path")
 
     def __getitem__(self, index: int) -> Document:
         """Document `index`, counted over epochs."""

@@ -264,7 +264,9 @@ def _asked(parts: list[Part], request: str) -> list[Part]:
 
 def _ask_story(rng: np.random.Generator, scene: Scene, split: Split, num: int) -> _Made:
     parts, scenes, metadata = _story(rng, scene, split, num)
-    request = f"Tell a story in {NUMBERS[len(scenes)]} pictures. Begin with this. {caption(scenes[0], 'full', rng)}"
+    request = (
+        f"Tell a story in {NUMBERS[len(scenes)]} pictures. Begin with this. {caption(scenes[0], 'full', rng)}"
+    )
     return _asked(parts, request), scenes, metadata
 
 

@@ -46,7 +46,7 @@ FAULT_SHARE = 0.22
 """How far a pixel may be from what the reading says, as a share of the contrast of the object."""
 FAULT_LEVELS = (16.0, 45.0)
 """The least and the most that share may come to, in levels of 255."""
-MAX_FAULTY_PX = 8
+MAX_FAULTY_PX = 6
 """How many pixels of a cell may be farther off than that."""
 MAX_RESIDUAL = 0.08
 """Which share of the energy of a cell the object may leave unexplained."""
@@ -56,8 +56,8 @@ MAX_COLOR_DISTANCE = 20.0
 """CIELAB distance within which a colour can be a palette colour; palette colours are 29 apart or more."""
 MAX_COLOR_RATIO = 0.7
 """How near a palette colour must be, relative to the runner-up."""
-MAX_CORE_SPREAD = 45.0
-"""How much the purest pixels of one colour may differ, in levels of 255."""
+MAX_OTHER_COLOR = 0.05
+"""Which share of the energy of an unclear cell may lie off the line from the background to its one colour."""
 MIN_UNIFORM_SHARE = 0.7
 """Which share of the pixels that no object reaches must look like the background."""
 
@@ -127,10 +127,10 @@ class Evidence:
     """Colour of the best fit, by least squares."""
     core_color: Float[np.ndarray, "N 4 3"]
     """Mean colour of the pixels farthest from the background: right even where the shape is not."""
-    core_spread: Float[np.ndarray, "N 4"]
-    """Root mean square distance of these pixels from their mean."""
     core_px: Int[np.ndarray, "N 4"]
     """How many they are."""
+    other_color: Float[np.ndarray, "N 4"]
+    """Share of the energy that is no mixture of the background and this colour."""
 
 
 class Judge:
@@ -196,7 +196,7 @@ def weigh(pixels: UInt8[np.ndarray, "N 64 64 3"]) -> Evidence:
     fault_levels = np.clip(FAULT_SHARE * np.linalg.norm(contrast, axis=-1, keepdims=True), *FAULT_LEVELS)
     energy = (difference**2).sum(axis=(2, 3)) + np.finfo(np.float32).tiny
     by_kind = explained.reshape(*best.shape, len(SHAPES), len(SIZES), len(_SHIFTS)).max(axis=-1)
-    core, core_spread, core_px = _core(difference)
+    core, core_px = _core(difference)
     return Evidence(
         background=background,
         uniform_share=(off < FAINT_LEVELS).mean(axis=1),
@@ -208,8 +208,8 @@ def weigh(pixels: UInt8[np.ndarray, "N 64 64 3"]) -> Evidence:
         size_margin=_margin(by_kind.max(axis=2)) / energy,
         fitted_color=background[:, None] + contrast @ _AXES_TO_RGB.T,
         core_color=background[:, None] + core @ _AXES_TO_RGB.T,
-        core_spread=core_spread,
         core_px=core_px,
+        other_color=1 - _energy_along(difference, core) / energy,
     )
 
 
@@ -259,14 +259,20 @@ def _margin(explained: Float[np.ndarray, "N 4 R"]) -> Float[np.ndarray, "N 4"]:
 
 def _core(
     difference: Float[np.ndarray, "N 4 1024 3"],
-) -> tuple[Float[np.ndarray, "N 4 3"], Float[np.ndarray, "N 4"], Int[np.ndarray, "N 4"]]:
-    """Mean, spread and number of the pixels farthest from the background."""
+) -> tuple[Float[np.ndarray, "N 4 3"], Int[np.ndarray, "N 4"]]:
+    """Mean and number of the pixels farthest from the background."""
     distance = np.linalg.norm(difference, axis=-1, keepdims=True)
     inside = distance >= _CORE_SHARE * distance.max(axis=2, keepdims=True)
     num = inside.sum(axis=(2, 3))
-    mean = (difference * inside).sum(axis=2) / num[..., None]
-    spread = (((difference - mean[:, :, None]) ** 2) * inside).sum(axis=(2, 3)) / num
-    return mean, np.sqrt(spread), num
+    return (difference * inside).sum(axis=2) / num[..., None], num
+
+
+def _energy_along(
+    difference: Float[np.ndarray, "N 4 1024 3"], direction: Float[np.ndarray, "N 4 3"]
+) -> Float[np.ndarray, "N 4"]:
+    """Energy of the differences along one direction of colour."""
+    length = np.linalg.norm(direction, axis=-1, keepdims=True) + np.finfo(np.float32).tiny
+    return ((difference @ (direction / length)[..., None]) ** 2).sum(axis=(2, 3))
 
 
 # ---- decision ----------------------------------------------------------------------------------------------
@@ -296,7 +302,7 @@ def _decide_cell(
     size = kind[1] if fits and evidence.size_margin[n, c] >= MIN_MARGIN else None
     if shape and size and fitted_color and evidence.faulty_px[n, c] <= MAX_FAULTY_PX:
         return CellReading(place, shape, fitted_color, size, "object")
-    pure = evidence.core_spread[n, c] <= MAX_CORE_SPREAD and evidence.core_px[n, c] > MAX_FAULTY_PX
+    pure = evidence.other_color[n, c] <= MAX_OTHER_COLOR and evidence.core_px[n, c] > MAX_FAULTY_PX
     return CellReading(place, shape, core_color if pure else None, size, "unclear")
 
 

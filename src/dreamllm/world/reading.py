@@ -1,8 +1,8 @@
 """Words -> facts: what a text of the world asserts about its picture.
 
-The grammar of `language.py` and `documents.py`, read backwards. Sentences of change ("The circle at the top left
-turns green.") change the facts of the text before. A sentence outside the grammar is an error, so that a model
-that babbles is never given the benefit of the doubt.
+The grammar of `language.py` and `documents.py`, read backwards. Sentences of change ("The circle at the top
+left turns green.") change the facts of the text before. A sentence outside the grammar is an error, so that a
+model that babbles is never given the benefit of the doubt.
 """
 
 import re
@@ -53,16 +53,30 @@ def read_text(text: str, before: Facts | None = None) -> Facts:
     facts = before or Facts()
     for sentence in re.findall(r"[^.]+\.?", text.strip()):
         if sentence.strip():
-            facts = _read_sentence(sentence.strip(), facts)
+            match, apply = _parse(sentence.strip())
+            facts = apply(match, facts)
     return facts
 
 
-def _read_sentence(sentence: str, facts: Facts) -> Facts:
+def shows_something(sentence: str) -> bool:
+    """Whether an illustrated document has a picture after this sentence.
+
+    A title, an ending, "Nothing changes for a while." and a sentence outside the grammar show nothing new.
+    """
+    try:
+        _, apply = _parse(sentence.strip())
+    except GrammarError:
+        return False
+    return apply is not _keep
+
+
+def _parse(sentence: str) -> tuple[re.Match[str], Callable[[re.Match[str], Facts], Facts]]:
+    """The rule a sentence follows."""
     words = re.sub(r"^(?:Then|Next|After that|First|Second|Third),? ", "", sentence.rstrip("."))
     for pattern, apply in _RULES:
-        match = pattern.fullmatch(words[0].upper() + words[1:])
+        match = pattern.fullmatch(words[:1].upper() + words[1:])
         if match:
-            return apply(match, facts)
+            return match, apply
     raise GrammarError(f"the world's grammar has no sentence {sentence!r}")
 
 

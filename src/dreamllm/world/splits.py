@@ -1,8 +1,8 @@
 """Which scenes may be trained on.
 
 Some shape-colour pairs are never trained, so that a test can ask for combinations nobody has seen; of the
-remaining scenes a tenth, chosen by a hash of the scene, is kept for tests. Every ingredient (VAE, CLIP, language
-model, decoder, stages) draws its training scenes from the same split.
+remaining scenes a tenth, chosen by a hash of the scene, is kept for tests. Every ingredient (VAE, CLIP,
+language model, decoder, stages) draws its training scenes from the same split.
 """
 
 import zlib

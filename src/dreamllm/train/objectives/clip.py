@@ -1,8 +1,9 @@
 """The tiny CLIP pair: a vision tower and a text tower that agree on which caption belongs to which picture.
 
-Symmetric contrastive loss (Radford et al. 2021, arXiv:2103.00020, figure 3) with one hard negative a picture: its
-own caption with one attribute changed. Beside it, openly, an auxiliary loss: linear heads on the patches say which
-object lies under them. At this size contrast alone leaves shape unlearned; the heads are thrown away.
+Symmetric contrastive loss (Radford et al. 2021, arXiv:2103.00020, figure 3) with one hard negative a picture:
+its own caption with one attribute changed. Beside it, openly, an auxiliary loss: linear heads on the patches
+say which object lies under them. At this size contrast alone leaves shape unlearned; the heads are thrown
+away.
 """
 
 from collections.abc import Mapping, Sequence
@@ -160,7 +161,9 @@ class ClipObjective:
             self._patches(train), train, self._patches(test), test, patch_px=self._config.patch_px
         )
         worst = min(metrics.values())
-        message = f"linear probes read {metrics} off patches; the bar is {self._config.gate_accuracy} for each"
+        message = (
+            f"linear probes read {metrics} off patches; the bar is {self._config.gate_accuracy} for each"
+        )
         return GateResult(passed=worst >= self._config.gate_accuracy, metrics=metrics, message=message)
 
     def export(self, path: Path) -> None:

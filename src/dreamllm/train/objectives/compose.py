@@ -1,9 +1,9 @@
 """Stock parts -> a new DreamLLM, and a start for its projectors.
 
-Features of a vision encoder, and what a U-Net listens to, have collapsed spectra: a few directions hold nearly all
-variance, and the ones that tell a star from a circle do not. Where asked for, both projectors start as whitening
-maps: the language model reads uncorrelated features at the scale of its own token embeddings, and the U-Net hears
-conditions that are uncorrelated in its keys and values.
+Features of a vision encoder, and what a U-Net listens to, have collapsed spectra: a few directions hold
+nearly all variance, and the ones that tell a star from a circle do not. Where asked for, both projectors
+start as whitening maps: the language model reads uncorrelated features at the scale of its own token
+embeddings, and the U-Net hears conditions that are uncorrelated in its keys and values.
 """
 
 import json
@@ -86,13 +86,9 @@ def whiten_connectors(model: DreamLLM, batches: Iterable[Batch], *, generator: t
     mean, matrix = whitening(features, shrinkage=SHRINKAGE)
     table = model.language_model.get_input_embeddings().weight
     _linear(model.visual_projector)
-    fold_into_linear(
-        _linear(model.visual_projector), mean, matrix, float(table.std()), generator=generator
-    )
+    fold_into_linear(_linear(model.visual_projector), mean, matrix, float(table.std()), generator=generator)
     model.dream_queries.queries.normal_(0.0, float(table.std()), generator=generator)
-    states = torch.cat(
-        [read_slots(model.hidden_states(b), b.dream_slots).flatten(0, 1) for b in batches]
-    )
+    states = torch.cat([read_slots(model.hidden_states(b), b.dream_slots).flatten(0, 1) for b in batches])
     start_condition_projector(
         _linear(model.condition_projector), states, model.image_decoder.unet, generator=generator
     )
@@ -106,8 +102,8 @@ def start_condition_projector(
     *,
     generator: torch.Generator,
 ) -> None:
-    """Set the projector to G^(-1/2) R S^(-1/2): states that are white, turned at random, then coloured so that
-    they are white again in the U-Net's keys and values.
+    """Set the projector to G^(-1/2) R S^(-1/2): states that are white, turned at random, then coloured so
+    that they are white again in the U-Net's keys and values.
 
     S is the second moment of the states (the projector has no bias to take a mean off), G the metric of the
     U-Net's cross-attention, the sum of W^T W over its keys and values, at the scale of a fresh layer.

@@ -78,20 +78,20 @@ class ClipObjectiveConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VaeObjectiveConfig:
-    """A stock AutoencoderKL, first on single cells (four times cheaper), then on whole pictures."""
+    """A stock AutoencoderKL on pictures of the world."""
 
     kind: Literal["vae"] = "vae"
     block_out_channels: tuple[int, ...] = (16, 16, 32, 64)
     latent_channels: int = 4
     norm_groups: int = 8
     scenes_per_step: int = 16
-    crop_until: float = 0.75
-    """Share of the run spent on cells."""
     phases: tuple[ScenePhase, ...] = field(default=())
     kl_weight: float = 2e-4
     """Weight of the divergence from a standard normal, per latent element."""
     foreground_weight: float = 5.0
     """How much more a pixel on an object counts."""
+    chroma_weight: float = 2.0
+    """How much more an error of hue counts than one of brightness."""
     gate_accuracy: float = 0.97
     """Share of objects the judge reads back wholly right from reconstructions."""
 

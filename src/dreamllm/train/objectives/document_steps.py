@@ -1,8 +1,7 @@
 """Documents of a step -> packed micro-batches; a pure function of the step number."""
 
-from torch.utils.data import Dataset
-
 import numpy as np
+from torch.utils.data import Dataset
 
 from dreamllm.data.mixture import Mixture
 from dreamllm.sequence.batch import Batch

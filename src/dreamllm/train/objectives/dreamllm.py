@@ -1,7 +1,8 @@
 """A stage of DreamLLM (arXiv:2309.11499, section 3.3): next-token and denoising loss on documents.
 
-Stage I trains the connectors, stages II (I-GPT) and III (instruction) the language model too; which is which is
-data (`TrainedGroups`, sources), not code. The model comes from the stage before, or is composed of stock parts.
+Stage I trains the connectors, stages II (I-GPT) and III (instruction) the language model too; which is which
+is data (`TrainedGroups`, sources), not code. The model comes from the stage before, or is composed of stock
+parts.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,7 +25,6 @@ from dreamllm.generate.answers import argmax_at_labels, exact_answers
 from dreamllm.generate.interleaved import InterleavedGenerator
 from dreamllm.generate.options import GenerationOptions
 from dreamllm.losses.total import Term
-from dreamllm.models.dreamllm import DreamLLM
 from dreamllm.models.freezing import GroupRow, Trainable, apply_trainable, render_table
 from dreamllm.runtime.seeding import derive_seed, make_generator
 from dreamllm.sequence.batch import Batch
@@ -66,9 +66,7 @@ class DreamLLMObjective:
         }
         self._config = config
         self._device = torch.device("cpu")
-        mixture = Mixture(
-            config.phases, steps=steps, documents_per_step=config.documents_per_step, seed=seed
-        )
+        mixture = Mixture(config.phases, steps=steps, documents_per_step=config.documents_per_step, seed=seed)
         self.data: Dataset[list[Batch]] = DocumentSteps(
             mixture,
             self._encoder,
@@ -227,5 +225,3 @@ def _bracket_ids(encoder: SequenceEncoder) -> list[int]:
 def _opening(document: Document) -> Document:
     """The first paragraph of a plain document: a prompt to go on from."""
     return replace(document, parts=document.parts[:1])
-
-

@@ -1,8 +1,8 @@
 """The tiny base language model: a Llama over the world's text, and its own byte-level tokenizer.
 
-It learns next tokens on packed text documents. What later stages need of it is a circuit that looks things up in
-its context ("what color is the shape at the top left?" after a caption), so that is what the gate measures: a
-frozen language model without it makes stage I useless.
+It learns next tokens on packed text documents. What later stages need of it is a circuit that looks things up
+in its context ("what color is the shape at the top left?" after a caption), so that is what the gate
+measures: a frozen language model without it makes stage I useless.
 """
 
 from collections.abc import Iterator, Mapping
@@ -49,7 +49,7 @@ def world_texts(num_documents: int) -> Iterator[str]:
 class LanguageModelObjective:
     """Trains a LlamaForCausalLM on text documents of the world."""
 
-    weights: Mapping[str, float] = {"next_token": 1.0}  # noqa: RUF012 - a constant
+    weights: Mapping[str, float] = {"next_token": 1.0}
 
     def __init__(self, config: LanguageModelObjectiveConfig, *, steps: int, seed: int) -> None:
         self.tokenizer: Tokenizer = train_tokenizer(world_texts(TOKENIZER_DOCUMENTS), config.vocab_size)
@@ -80,9 +80,7 @@ class LanguageModelObjective:
             target_transform=TargetTransform(image_px=8),
             options=EncodeOptions(max_length=config.row_length),
         )
-        mixture = Mixture(
-            config.phases, steps=steps, documents_per_step=config.documents_per_step, seed=seed
-        )
+        mixture = Mixture(config.phases, steps=steps, documents_per_step=config.documents_per_step, seed=seed)
         self.data: Dataset[list[Batch]] = DocumentSteps(
             mixture,
             self._encoder,
@@ -100,7 +98,9 @@ class LanguageModelObjective:
         """Cross-entropy at the labels."""
         batch = micro_batch.to(self._device)
         states = self._hidden(batch).flatten(0, 1).index_select(0, batch.label_positions)
-        return {"next_token": Term(next_token_sum(states, self.module.lm_head, batch.labels), batch.num_labels)}
+        return {
+            "next_token": Term(next_token_sum(states, self.module.lm_head, batch.labels), batch.num_labels)
+        }
 
     def _hidden(self, batch: Batch) -> Tensor:
         return self.module.model(
@@ -172,5 +172,3 @@ class LanguageModelObjective:
         """Move the model."""
         self._device = device
         self.module.to(device)
-
-

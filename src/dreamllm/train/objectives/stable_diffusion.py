@@ -2,8 +2,9 @@
 arXiv:2112.10752). Its U-Net and VAE become DreamLLM's frozen image decoder; with its text tower it is the
 baseline DreamLLM has to beat, trained on the same pictures.
 
-CLIP's text features have a collapsed spectrum: a word of place moves them by a hundredth of what a word of colour
-does. Their whitening is folded into the first weights of the cross-attention, which makes every word audible.
+CLIP's text features have a collapsed spectrum: a word of place moves them by a hundredth of what a word of
+colour does. Their whitening is folded into the first weights of the cross-attention, which makes every word
+audible.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,7 +42,13 @@ from dreamllm.world.splits import choice, sample_scene
 
 STYLES: tuple[CaptionStyle, ...] = ("short", "full", "long")
 STYLE_SHARES = (0.15, 0.6, 0.25)
-WRONG = {"shape": SHAPES, "color": tuple(COLORS), "size": SIZES, "place": PLACES, "background": tuple(BACKGROUNDS)}
+WRONG = {
+    "shape": SHAPES,
+    "color": tuple(COLORS),
+    "size": SIZES,
+    "place": PLACES,
+    "background": tuple(BACKGROUNDS),
+}
 GATE_SCENES = 128
 GATE_TIMESTEP_SHARE = 0.6
 """Noise level of the gate's losses: far up, where only the caption can tell what will be there."""
@@ -64,7 +71,7 @@ class DrawBatch:
 class StableDiffusionObjective:
     """Trains a stock UNet2DConditionModel and its text tower on pictures of the world."""
 
-    weights: Mapping[str, float] = {"denoising": 1.0}  # noqa: RUF012 - a constant
+    weights: Mapping[str, float] = {"denoising": 1.0}
 
     def __init__(self, config: StableDiffusionObjectiveConfig, *, steps: int, seed: int) -> None:
         self.tokenizer = Tokenizer.from_pretrained(config.tokenizer)
@@ -85,9 +92,7 @@ class StableDiffusionObjective:
         self.decoder = StableDiffusionDecoder(unet, vae, scheduler)
         unet.requires_grad_(True).train()
         self.unet = unet
-        self._captions = CaptionTokens(
-            self.tokenizer, self.text_encoder.config.max_position_embeddings
-        )
+        self._captions = CaptionTokens(self.tokenizer, self.text_encoder.config.max_position_embeddings)
         self.module: nn.Module = nn.ModuleDict({"decoder": self.decoder, "text_encoder": self.text_encoder})
         self._config = config
         self._device = torch.device("cpu")
@@ -290,7 +295,8 @@ def _text_tower(clip_path: Path, tokenizer: Tokenizer) -> tuple[CLIPTextModel, F
 def fold_into_cross_attention(unet: UNet2DConditionModel, matrix: Float[Tensor, "C C"]) -> None:
     """Let keys and values read whitened text: W (x M) is (W M^T) x.
 
-    The mean needs no place: in keys it adds the same to every token's score, in values the same to every output.
+    The mean needs no place: in keys it adds the same to every token's score, in values the same to every
+    output.
     """
     for name, layer in unet.named_modules():
         if name.endswith(("attn2.to_k", "attn2.to_v")):

@@ -1,7 +1,8 @@
 """The tiny VAE: pictures to 8x smaller latents and back.
 
 A stock AutoencoderKL trained on L1 + L2 with a small divergence term. Objects weigh more than background, or
-their edges would be learned last. The gate is the judge: can it still read a scene off its reconstruction?
+their edges would be learned last, and colour more than brightness, or hues would be. The gate is the judge:
+can it still read a scene off its reconstruction?
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from dreamllm.losses.total import Term
@@ -20,7 +22,7 @@ from dreamllm.train.objectives.objective import GateResult, ParameterGroup
 from dreamllm.train.objectives.pictures import save_grid, to_pixels
 from dreamllm.train.objectives.scene_steps import SceneSteps
 from dreamllm.world.judge import Judge
-from dreamllm.world.render import cell_origin, foreground, render
+from dreamllm.world.render import foreground, render
 from dreamllm.world.scene import CELL_PX, Scene
 from dreamllm.world.splits import sample_scene
 
@@ -35,6 +37,18 @@ class PictureBatch:
     """(B, 3, H, W) float32, [-1, 1]."""
     is_foreground: Tensor
     """(B, 1, H, W) bool."""
+
+
+def opponent(error: Float[Tensor, "B 3 H W"], chroma_weight: float) -> Float[Tensor, "B 3 H W"]:
+    """Errors of red, green and blue as errors of brightness and two hues, hues scaled.
+
+    The axes are orthonormal: with `chroma_weight` 1 the squared error of a pixel is that of its RGB.
+    """
+    red, green, blue = error.unbind(1)
+    brightness = (red + green + blue) / 3**0.5
+    red_green = (red - green) / 2**0.5
+    blue_yellow = (2 * blue - red - green) / 6**0.5
+    return torch.stack([brightness, chroma_weight * red_green, chroma_weight * blue_yellow], dim=1)
 
 
 class VaeObjective:
@@ -69,12 +83,6 @@ class VaeObjective:
     def _make_batch(self, scenes: Sequence[Scene], rng: np.random.Generator, progress: float) -> PictureBatch:
         pixels = np.stack([render(scene) for scene in scenes])
         mask = np.stack([foreground(scene) for scene in scenes])
-        if progress < self._config.crop_until:
-            places = [
-                (n, *cell_origin(thing)) for n, scene in enumerate(scenes) for thing in scene.objects[:2]
-            ]
-            cells = [np.s_[n, top : top + CELL_PX, left : left + CELL_PX] for n, top, left in places]
-            pixels, mask = np.stack([pixels[c] for c in cells]), np.stack([mask[c] for c in cells])
         return PictureBatch(to_pixels(pixels), torch.from_numpy(mask)[:, None])
 
     def counts(self, micro_batch: PictureBatch) -> Mapping[str, int]:
@@ -87,6 +95,7 @@ class VaeObjective:
         pixels = micro_batch.pixels.to(self._device)
         posterior = self.module.encode(pixels).latent_dist
         error = self.module.decode(posterior.sample(generator)).sample - pixels
+        error = opponent(error, self._config.chroma_weight)
         weight = 1 + (self._config.foreground_weight - 1) * micro_batch.is_foreground.to(self._device)
         reconstruction = ((error.abs() + error.square()) * weight).flatten(1).mean(1)
         kl = posterior.kl() / posterior.mean[0].numel()
@@ -133,7 +142,9 @@ class VaeObjective:
             cells = {cell.place: cell for cell in reading.cells}
             for thing in scene.objects:
                 total += 1
-                same = {name: getattr(cells[thing.place], name) == getattr(thing, name) for name in by_attribute}
+                same = {
+                    name: getattr(cells[thing.place], name) == getattr(thing, name) for name in by_attribute
+                }
                 right += all(same.values())
                 for name, is_same in same.items():
                     by_attribute[name] += is_same
@@ -161,5 +172,3 @@ class VaeObjective:
         """Move the model."""
         self._device = device
         self.module.to(device)
-
-
