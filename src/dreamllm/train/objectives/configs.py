@@ -110,6 +110,8 @@ class StableDiffusionObjectiveConfig:
     """Folder of the trained CLIP pair; its text tower reads the captions and goes on learning here."""
     tokenizer: Path
     block_out_channels: tuple[int, ...] = (64, 128)
+    has_attention: tuple[bool, ...] = (False, True)
+    """Whether each level of the U-Net attends to the caption; the finest is the costliest."""
     layers_per_block: int = 1
     attention_head_dim: int = 16
     """diffusers' name for the number of heads of the first level is `attention_head_dim`; kept."""
@@ -130,6 +132,11 @@ class StableDiffusionObjectiveConfig:
 
     def __post_init__(self) -> None:
         _check_phases(self.phases)
+        if len(self.has_attention) != len(self.block_out_channels):
+            raise ConfigError(
+                f"has_attention has {len(self.has_attention)} entries for {len(self.block_out_channels)} levels "
+                "in block_out_channels; give one for each level"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

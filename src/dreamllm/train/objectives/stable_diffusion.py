@@ -259,14 +259,14 @@ class StableDiffusionObjective:
 
 
 def _unet(config: StableDiffusionObjectiveConfig, vae: AutoencoderKL, *, width: int) -> UNet2DConditionModel:
-    levels = len(config.block_out_channels)
+    attends = config.has_attention
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     return UNet2DConditionModel(
         sample_size=vae.config.sample_size // factor,
         in_channels=vae.config.latent_channels,
         out_channels=vae.config.latent_channels,
-        down_block_types=("CrossAttnDownBlock2D",) * levels,
-        up_block_types=("CrossAttnUpBlock2D",) * levels,
+        down_block_types=tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends),
+        up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
         block_out_channels=config.block_out_channels,
         layers_per_block=config.layers_per_block,
         cross_attention_dim=width,
