@@ -1,8 +1,8 @@
 """How far a picture, or another text, agrees with what a text asserts.
 
-Every attribute is counted apart, as (right, asserted). What is asserted decides the denominator: a short caption
-says nothing of sizes, so sizes are not counted. Asserted objects are matched with seen ones so that the most is
-right; whatever is unclear in a picture is wrong.
+Every attribute is counted apart, as (right, asserted). What is asserted decides the denominator: a short
+caption says nothing of sizes, so sizes are not counted. Asserted objects are matched with seen ones so that
+the most is right; whatever is unclear in a picture is wrong.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,0 +1,83 @@
+"""`dreamllm eval`: what a model can do, in numbers with intervals, pictures and documents."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+MIN_WIDTH = 118
+"""Columns the widest table needs; a pipe or a file gets at least these."""
+
+
+def run(
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")],
+    /,
+    *,
+    tasks: tuple[str, ...] = ("world",),
+    num: int | None = None,
+    seed: int = 0,
+    out: Path = Path("evaluation"),
+    baseline: str = "none",
+    quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    guidance_scale: float = 2.0,
+    num_inference_steps: int = 20,
+    device: str = "cpu",
+) -> None:
+    """Evaluate a model on the world benchmark: questions, captions, pictures, illustrated documents.
+
+    Writes results.json, report.md, sheet.png and documents.html into a folder. The same seed asks the same
+    questions and draws with the same noise.
+
+    Args:
+        model: Folder of a saved model.
+        tasks: `world` for all, or some of vqa, captions, drawing, documents, deciding.
+        num: Items a cell; 150 by default, 20 with --quick.
+        seed: Seed of items and noise.
+        out: Folder for the results.
+        baseline: Folder with text_encoder and tokenizer of the Stable Diffusion to compare with, or none.
+        quick: Few items and fewer cells, for a first look.
+        guidance_scale: Classifier-free guidance of model and baseline.
+        num_inference_steps: Denoising steps of model and baseline.
+        device: Where to compute, such as cpu or cuda.
+    """
+    # late, so that `--help` does not wait for torch
+    from dreamllm.eval.report import headline, to_rich, write_report
+    from dreamllm.eval.runner import Evaluation, evaluate, load_subject, measure_judge, task_names
+    from dreamllm.eval.subject import FULL_ITEMS, QUICK_ITEMS, EvalOptions
+
+    names = task_names(tasks)
+    options = EvalOptions(
+        num=num if num is not None else QUICK_ITEMS if quick else FULL_ITEMS,
+        seed=seed,
+        is_quick=quick,
+        guidance_scale=guidance_scale,
+        num_inference_steps=num_inference_steps,
+    )
+    beside = None if baseline == "none" else baseline
+    subject = load_subject(model, baseline=beside, device=device)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=max(console.width, MIN_WIDTH))
+    accuracy, num_scenes = measure_judge(options)
+    console.print(f"The judge reads {100 * accuracy:.1f} % of {num_scenes} true renders without any error.")
+    results, seconds = {}, {}
+    for name, result, elapsed in evaluate(subject, options, names):
+        results[name], seconds[name] = result, elapsed
+        for table in result.tables:
+            console.print(to_rich(table))
+        for label, value in result.details.items():
+            console.print(f"{label}: {100 * value:.1f} %")
+        console.print(f"{name}: {elapsed:.1f} s", style="dim")
+    evaluation = Evaluation(
+        model=str(model),
+        baseline=beside,
+        options=options,
+        judge=accuracy,
+        num_judge_scenes=num_scenes,
+        results=results,
+        seconds=seconds,
+    )
+    paths = write_report(evaluation, out)
+    console.print("\n".join(headline(evaluation)))
+    console.print(f"Written to {out}: {', '.join(path.name for path in paths)}")
