@@ -15,6 +15,11 @@ from dreamllm.errors import ConfigError, DreamLLMError
 from dreamllm.version import __version__
 
 VERBS = {
+    "train": "train a recipe, or a family of recipes that build on each other",
+    "generate": "write an illustrated document that answers a prompt",
+    "demo": "show what the shipped model can do, on one page, in under a minute",
+    "eval": "measure what a model can do: answers, captions, pictures, illustrated documents",
+    "world": "write a sample of the world the tiny models live in, as a folder to open",
     "doctor": "check this installation, and a model folder if one is named",
     "show-config": "print a recipe with its defaults filled in and its overrides applied",
 }
