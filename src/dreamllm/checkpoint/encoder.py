@@ -1,4 +1,4 @@
-"""The sequence encoder that belongs to a model folder: its tokenizer, its template, its picture transforms."""
+"""The sequence encoder that belongs to a model folder: tokenizer, chat template, picture transforms."""
 
 from pathlib import Path
 
@@ -26,8 +26,8 @@ def encoder_of(
     missing = {VISION, TARGET} - set(transforms)
     if missing:
         raise CheckpointError(
-            f"the image_processor folder holds {sorted(transforms)}; expected {VISION}.json and {TARGET}.json; "
-            "the model folder is not whole, write it again"
+            f"the image_processor folder holds {sorted(transforms)}; expected {VISION}.json and "
+            f"{TARGET}.json; the model folder is not whole, write it again"
         )
     length = model.language_model.config.get_text_config().max_position_embeddings
     return SequenceEncoder(
@@ -40,9 +40,7 @@ def encoder_of(
     )
 
 
-def load_encoder(
-    path: str | Path, model: DreamLLM, options: EncodeOptions | None = None
-) -> SequenceEncoder:
+def load_encoder(path: str | Path, model: DreamLLM, options: EncodeOptions | None = None) -> SequenceEncoder:
     """Read the encoder of a model folder.
 
     Raises:

@@ -1,5 +1,4 @@
-"""Several sources, in proportion and in phases: the documents of a training step, as a pure function of the
-step.
+"""Several sources, in proportion and in phases: the documents of a step, as a pure function of the step.
 
 Documents are dealt in blocks. Every block holds a fixed number from each source, in an order of its own; so
 the place of any document in its source follows from its number alone, and nothing has to be stored to resume.
@@ -32,12 +31,18 @@ class Mixture:
     def __init__(
         self, phases: tuple[PhaseConfig, ...], *, steps: int, documents_per_step: int, seed: int
     ) -> None:
-        """Raises ConfigError for phases that do not end in order, at 1."""
+        """Raises ConfigError for phases that do not end in order, at 1, or have no source to deal from."""
         ends = [phase.until for phase in phases]
         if not ends or ends != sorted(ends) or ends[-1] != 1.0 or not all(p.sources for p in phases):
             raise ConfigError(
-                f"phases end at {ends} of the run; expected one or more phases with sources, in rising order, "
-                "the last until 1.0; correct `until`"
+                f"phases end at {ends} of the run; expected one or more phases with sources, in rising "
+                "order, the last until 1.0; correct `until`"
+            )
+        weights = [[source.weight for source in phase.sources] for phase in phases]
+        if min(map(min, weights)) <= 0:
+            raise ConfigError(
+                f"sources weigh {weights}, phase by phase; expected every weight above 0; "
+                "leave out a source that is not to be read"
             )
         self.documents_per_step = documents_per_step
         self._seed = seed
@@ -46,7 +51,7 @@ class Mixture:
             _Phase(
                 first,
                 tuple(build_source(s, derive_seed(seed, "phase", i, j)) for j, s in enumerate(phase.sources)),
-                _deal([s.weight for s in phase.sources]),
+                _deal(weights[i]),
             )
             for i, (first, phase) in enumerate(zip(firsts, phases, strict=True))
         ]

@@ -1,7 +1,7 @@
 """Exact answers: is the most likely continuation of a conversation, token by token, the true answer?
 
-Teacher-forced on the conversation with the true answers, which for an exact match of a whole answer is the same
-as greedy decoding of that answer after the true ones before it.
+Teacher-forced on the conversation with the true answers, which for an exact match of a whole answer is the
+same as greedy decoding of that answer after the true ones before it.
 """
 
 from collections import defaultdict

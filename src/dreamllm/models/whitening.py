@@ -1,17 +1,22 @@
-"""Whitening: a start for a projector that reads features of any scale and correlation.
+"""Whitening: a start for a layer that reads features of any scale and correlation.
 
-Statistics of the frozen encoder's features flow in; the weights of a linear layer come out whose outputs, on
-those features, are uncorrelated and of one chosen size. A projector started so does not first spend its steps
-on undoing the encoder's own scale.
+Statistics of features flow in; weights come out whose outputs, on those features, are uncorrelated and of one
+chosen size. A projector started so does not first spend its steps on undoing the scale of a frozen encoder.
+For a U-Net there are both sides: its cross-attention can read whitened text, and a projector can give it
+conditions that are white once they are keys and values.
 """
 
 from typing import Literal
 
 import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from dreamllm.errors import ConfigError
+
+SHRINKAGE = 1e-3
+"""How far the starts here move a covariance towards a multiple of the identity; see `whitening`."""
 
 
 def whitening(
@@ -76,3 +81,50 @@ def fold_into_linear(
     weight = scale * spread * orthogonal @ matrix.double().T
     linear.weight.copy_(weight)
     linear.bias.copy_(-weight @ mean.double())
+
+
+@torch.no_grad()
+def fold_into_cross_attention(unet: UNet2DConditionModel, matrix: Float[Tensor, "C C"]) -> None:
+    """Let keys and values read whitened text: W (x M) is (W M^T) x.
+
+    The mean needs no place: in keys it adds the same to every token's score, in values the same to every
+    output.
+    """
+    for layer in _keys_and_values(unet):
+        layer.weight.copy_(layer.weight @ matrix.T)
+
+
+@torch.no_grad()
+def start_condition_projector(
+    projector: nn.Linear,
+    states: Float[Tensor, "n D"],
+    unet: UNet2DConditionModel,
+    *,
+    generator: torch.Generator,
+) -> None:
+    """Set the projector to G^(-1/2) R S^(-1/2): states that are white, turned at random, then coloured so
+    that they are white again in the U-Net's keys and values.
+
+    S is the second moment of the states (the projector has no bias to take a mean off), G the metric of the
+    U-Net's cross-attention, the sum of W^T W over its keys and values, at the scale of a fresh layer.
+    """
+    weights = torch.cat([layer.weight.double() for layer in _keys_and_values(unet)])
+    width, state_width = projector.out_features, projector.in_features
+    fresh = weights.shape[0] / (3 * width)  # E[W^T W] of a default-initialised layer, per direction
+    colour = _inverse_root(weights.T @ weights) * fresh**0.5
+    moment = states.double().T @ states.double() / states.shape[0]
+    size = max(width, state_width)
+    gaussian = torch.randn(size, size, generator=generator, dtype=torch.float64)
+    turn = torch.linalg.qr(gaussian).Q[:width, :state_width]
+    projector.weight.copy_(colour @ turn @ _inverse_root(moment))
+
+
+def _inverse_root(matrix: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
+    values, axes = torch.linalg.eigh(matrix)
+    values = (1 - SHRINKAGE) * values + SHRINKAGE * values.mean()
+    return axes @ torch.diag(values.rsqrt()) @ axes.T
+
+
+def _keys_and_values(unet: UNet2DConditionModel) -> list[nn.Linear]:
+    """The layers of a U-Net that read its condition."""
+    return [layer for name, layer in unet.named_modules() if name.endswith(("attn2.to_k", "attn2.to_v"))]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from dreamllm.errors import TrainingError
@@ -76,12 +77,7 @@ def optimizer_step(
         generator = make_generator(place, device)
         with _autocast(device, precision):
             loss, sums = _forward(objective, micro_batch, generator, counts=counts)
-        if loss is None:
-            rows.append(torch.zeros(len(names) + 1, device=device))
-            continue
-        if loss.requires_grad:
-            (loss if scaler is None else scaler.scale(loss)).backward()
-        rows.append(torch.stack([loss.detach().float(), *(sums[name] for name in names)]))
+        rows.append(_descend(loss, sums, scaler))
     if scaler is not None:
         scaler.unscale_(optimizer)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -113,11 +109,15 @@ def _autocast(device: torch.device, precision: Precision) -> contextlib.Abstract
 
 def _forward(
     objective: Objective, micro_batch: Any, generator: torch.Generator, *, counts: Mapping[str, int]
-) -> tuple[Tensor | None, dict[str, Tensor]]:
-    """The loss to descend and the detached float32 sum of every term; no loss where nothing is supervised."""
+) -> tuple[Float[Tensor, ""], Float[Tensor, " terms"]]:
+    """The loss to descend, and the detached float32 sum of every term in the order of the weights.
+
+    Where nothing is supervised, both are zeros and the model does not run.
+    """
     own = objective.counts(micro_batch)
     if not any(own.values()):
-        return None, {}
+        zeros = torch.zeros(1 + len(objective.weights), device=generator.device)
+        return zeros[0], zeros[1:]
     terms = objective.losses(micro_batch, generator)
     seen = {name: term.count for name, term in terms.items()}
     if seen != dict(own) or set(seen) != set(objective.weights):
@@ -125,8 +125,17 @@ def _forward(
             f"the loss terms count {seen}, expected the counts said beforehand, {dict(own)}, and the names "
             f"of the weights, {sorted(objective.weights)}; mend its `counts`, `losses` or `weights`"
         )
-    sums = {name: term.sum.detach().float() for name, term in terms.items()}
+    sums = torch.stack([terms[name].sum.detach().float() for name in objective.weights])
     return total(terms, counts=counts, weights=objective.weights), sums
+
+
+def _descend(
+    loss: Float[Tensor, ""], sums: Float[Tensor, " terms"], scaler: torch.amp.GradScaler | None
+) -> Float[Tensor, " row"]:
+    """Add the gradient of a micro-batch; the loss and the sums as one row for the host."""
+    if loss.requires_grad:
+        (loss if scaler is None else scaler.scale(loss)).backward()
+    return torch.cat([loss.detach().reshape(1).to(sums), sums])
 
 
 def _check_losses(

@@ -6,6 +6,7 @@
 `metadata["scenes"]` holds the scene of every picture in reading order; `metadata["answers"]` the QA kinds.
 """
 
+from collections.abc import Callable
 from dataclasses import replace as change
 from typing import Any, Literal
 
@@ -15,8 +16,8 @@ from dreamllm.document.document import Document, Image, Part, Role, Text
 from dreamllm.world.language import (
     CAPTION_STYLES,
     NUMBERS,
-    QUESTION_KINDS,
     QA,
+    QUESTION_KINDS,
     CaptionStyle,
     caption,
     listing,
@@ -101,7 +102,7 @@ def _draw_pair(rng: np.random.Generator, scene: Scene, split: Split, num: int) -
     return [text, _picture(scene, learn=True)], [scene], {"style": style}
 
 
-# ---- conversations --------------------------------------------------------------------------------------------
+# ---- conversations -----------------------------------------------------------------------------------
 
 
 def ask(rng: np.random.Generator, scene: Scene, num: int) -> list[QA]:
@@ -144,7 +145,7 @@ def _facts(rng: np.random.Generator, scene: Scene, split: Split, num: int) -> _M
 
 def _describe(rng: np.random.Generator, scene: Scene, split: Split, num: int) -> _Made:
     style = _style(rng)
-    parts = [
+    parts: list[Part] = [
         _picture(scene, learn=False, role="user"),
         _user(DESCRIBE_PROMPTS[style]),
         _assistant(caption(scene, style)),
@@ -163,7 +164,7 @@ def draw_prompt(caption_text: str) -> str:
     return f"Draw this. {caption_text}"
 
 
-# ---- illustrated documents ------------------------------------------------------------------------------------
+# ---- illustrated documents ---------------------------------------------------------------------------
 
 
 def _story(rng: np.random.Generator, scene: Scene, split: Split, num: int) -> _Made:
@@ -283,7 +284,7 @@ def _ask_album(rng: np.random.Generator, scene: Scene, split: Split, num: int) -
 
 def _edit(rng: np.random.Generator, scene: Scene, split: Split, num: int) -> _Made:
     new, words = _next_scene(rng, scene, split)
-    parts = [
+    parts: list[Part] = [
         _picture(scene, learn=False, role="user"),
         _user(f"Draw this picture again, but {words}"),
         _assistant("Here it is."),
@@ -292,7 +293,8 @@ def _edit(rng: np.random.Generator, scene: Scene, split: Split, num: int) -> _Ma
     return parts, [scene, new], {}
 
 
-_MAKERS = {
+_Maker = Callable[[np.random.Generator, Scene, Split, int], _Made]
+_MAKERS: dict[DocumentKind, _Maker] = {
     "read_pair": _read_pair,
     "draw_pair": _draw_pair,
     "story": _story,

@@ -1,7 +1,7 @@
 """Scene -> words: captions in three styles, questions with exact answers, sentences of change.
 
-    short  "A red circle and a blue square."
-    full   "A small red circle at the top left and a large blue square at the bottom right on a white background."
+    short  "A red circle."
+    full   "A small red circle at the top left on a white background."
     long   a narrative of several sentences, longer than the context of a CLIP text encoder
 
 `reading.py` is the inverse: words -> facts.
@@ -88,11 +88,13 @@ def _narrative(scene: Scene, things: list[Object], rng: np.random.Generator | No
         form = 0 if rng is None else int(rng.integers(3))
         if form == 0:
             sentences.append(
-                f"At the {thing.place} there is {an(thing.shape)}. It is {thing.size} and its color is {thing.color}."
+                f"At the {thing.place} there is {an(thing.shape)}. "
+                f"It is {thing.size} and its color is {thing.color}."
             )
         elif form == 1:
             sentences.append(
-                f"The {thing.place} holds {an(f'{thing.size} {thing.shape}')}. The color of this shape is {thing.color}."
+                f"The {thing.place} holds {an(f'{thing.size} {thing.shape}')}. "
+                f"The color of this shape is {thing.color}."
             )
         else:
             sentences.append(
@@ -105,7 +107,7 @@ def _narrative(scene: Scene, things: list[Object], rng: np.random.Generator | No
     return " ".join(sentences)
 
 
-# ---- questions ------------------------------------------------------------------------------------------------
+# ---- questions ---------------------------------------------------------------------------------------
 
 
 def question(scene: Scene, kind: QuestionKind, rng: np.random.Generator) -> QA | None:

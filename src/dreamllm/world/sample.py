@@ -147,7 +147,7 @@ def describe_world(seed: int = 0) -> str:
 def majority_shares(seed: int = 0) -> dict[str, float]:
     """Share of the most frequent answer of each kind of question, over random test scenes."""
     rng = np.random.default_rng(seed)
-    shares = {}
+    shares: dict[str, float] = {}
     for kind in QUESTION_KINDS:
         asked = (question(sample_scene(rng, "test"), kind, rng) for _ in range(NUM_ASKED))
         answers = [qa.answer for qa in asked if qa is not None]

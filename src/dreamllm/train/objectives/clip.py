@@ -6,6 +6,7 @@ say which object lies under them. At this size contrast alone leaves shape unlea
 away.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -167,10 +168,10 @@ class ClipObjective:
         return GateResult(passed=worst >= self._config.gate_accuracy, metrics=metrics, message=message)
 
     def export(self, path: Path) -> None:
-        """Write the pair, each tower alone, and the pictures' transform."""
+        """Write the pair, and the transform of the pictures it has seen."""
         self.clip.save_pretrained(path / "clip")
         vision = VisionTransform(image_px=PICTURE_PX, mean=PIXEL_MEAN, std=PIXEL_STD)
-        (path / "vision_transform.json").write_text(str(vision.to_dict()))
+        (path / "vision_transform.json").write_text(json.dumps(vision.to_dict(), indent=2) + "\n")
 
     def to(self, device: torch.device) -> None:
         """Move both towers."""
@@ -243,7 +244,7 @@ def probe_accuracy(
     *,
     patch_px: int,
 ) -> dict[str, float]:
-    """Accuracy of ridge-regression probes on the mean feature of a cell's patches, on cells with an object."""
+    """Accuracy of ridge regression on the mean feature of a cell's patches, over cells with an object."""
     cells = torch.tensor(patch_cells(patch_px), device=train.device)
 
     def pooled(features: Tensor) -> Tensor:

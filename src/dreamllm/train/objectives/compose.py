@@ -14,8 +14,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModelForCausalLM, CLIPModel, CLIPVisionModel
 
 from dreamllm.checkpoint.encoder import encoder_of, load_encoder
@@ -24,13 +23,11 @@ from dreamllm.data.transforms import TargetTransform
 from dreamllm.models.decoders.stable_diffusion import StableDiffusionDecoder
 from dreamllm.models.dreamllm import DreamLLM, DreamLLMConfig
 from dreamllm.models.splice import read_slots
-from dreamllm.models.whitening import fold_into_linear, whitening
+from dreamllm.models.whitening import SHRINKAGE, fold_into_linear, start_condition_projector, whitening
 from dreamllm.sequence.batch import Batch
 from dreamllm.sequence.encode import EncodeOptions, SequenceEncoder
 from dreamllm.sequence.tokenizer import Tokenizer
 from dreamllm.train.objectives.configs import PartsConfig
-
-SHRINKAGE = 1e-3
 
 
 def load(path: Path, options: EncodeOptions) -> tuple[DreamLLM, SequenceEncoder]:
@@ -85,50 +82,12 @@ def whiten_connectors(model: DreamLLM, batches: Iterable[Batch], *, generator: t
     features = torch.cat([model.vision_encoder(b.vision_pixels).flatten(0, 1) for b in batches])
     mean, matrix = whitening(features, shrinkage=SHRINKAGE)
     table = model.language_model.get_input_embeddings().weight
-    _linear(model.visual_projector)
     fold_into_linear(_linear(model.visual_projector), mean, matrix, float(table.std()), generator=generator)
     model.dream_queries.queries.normal_(0.0, float(table.std()), generator=generator)
     states = torch.cat([read_slots(model.hidden_states(b), b.dream_slots).flatten(0, 1) for b in batches])
     start_condition_projector(
         _linear(model.condition_projector), states, model.image_decoder.unet, generator=generator
     )
-
-
-@torch.no_grad()
-def start_condition_projector(
-    projector: nn.Linear,
-    states: Float[Tensor, "n D"],
-    unet: UNet2DConditionModel,
-    *,
-    generator: torch.Generator,
-) -> None:
-    """Set the projector to G^(-1/2) R S^(-1/2): states that are white, turned at random, then coloured so
-    that they are white again in the U-Net's keys and values.
-
-    S is the second moment of the states (the projector has no bias to take a mean off), G the metric of the
-    U-Net's cross-attention, the sum of W^T W over its keys and values, at the scale of a fresh layer.
-    """
-    weights = torch.cat(
-        [
-            layer.weight.double()
-            for name, layer in unet.named_modules()
-            if name.endswith(("attn2.to_k", "attn2.to_v"))
-        ]
-    )
-    width, state_width = projector.out_features, projector.in_features
-    fresh = weights.shape[0] / (3 * width)  # E[W^T W] of a default-initialised layer, per direction
-    colour = _inverse_root(weights.T @ weights) * fresh**0.5
-    moment = states.double().T @ states.double() / states.shape[0]
-    size = max(width, state_width)
-    gaussian = torch.randn(size, size, generator=generator, dtype=torch.float64)
-    turn = torch.linalg.qr(gaussian).Q[:width, :state_width]
-    projector.weight.copy_(colour @ turn @ _inverse_root(moment))
-
-
-def _inverse_root(matrix: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
-    values, axes = torch.linalg.eigh(matrix)
-    values = (1 - SHRINKAGE) * values + SHRINKAGE * values.mean()
-    return axes @ torch.diag(values.rsqrt()) @ axes.T
 
 
 def _linear(module: nn.Module) -> nn.Linear:

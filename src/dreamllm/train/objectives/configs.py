@@ -25,7 +25,10 @@ class ScenePhase:
 def _check_phases(phases: tuple[ScenePhase, ...]) -> None:
     ends = [phase.until for phase in phases]
     if not ends or ends != sorted(ends) or ends[-1] != 1.0:
-        raise ConfigError(f"phases end at {ends} of the run; expected rising ends, the last 1.0")
+        raise ConfigError(
+            f"phases end at {ends} of the run; expected one or more in rising order, the last until 1.0; "
+            "correct `until`"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +56,7 @@ class LanguageModelObjectiveConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipObjectiveConfig:
-    """A CLIP pair: contrastive loss with hard negatives, and a dense head on the patches that is thrown away."""
+    """A CLIP pair: contrastive loss with hard negatives, and dense heads on the patches for training only."""
 
     kind: Literal["clip"] = "clip"
     tokenizer: Path
@@ -81,6 +84,10 @@ class VaeObjectiveConfig:
     """A stock AutoencoderKL on pictures of the world."""
 
     kind: Literal["vae"] = "vae"
+    init: Path | None = None
+    """A trained VAE to go on from; its shape then counts, not the one below."""
+    freeze_encoder: bool = False
+    """Train the decoder alone, so that latents stay what they are for a U-Net that already knows them."""
     block_out_channels: tuple[int, ...] = (16, 16, 32, 64)
     latent_channels: int = 4
     norm_groups: int = 8
@@ -134,8 +141,8 @@ class StableDiffusionObjectiveConfig:
         _check_phases(self.phases)
         if len(self.has_attention) != len(self.block_out_channels):
             raise ConfigError(
-                f"has_attention has {len(self.has_attention)} entries for {len(self.block_out_channels)} levels "
-                "in block_out_channels; give one for each level"
+                f"has_attention has {len(self.has_attention)} entries, but block_out_channels has "
+                f"{len(self.block_out_channels)} levels; give one entry for each level"
             )
 
 

@@ -50,8 +50,8 @@ def world_texts(num_documents: int) -> Iterator[str]:
 def start_calm(model: LlamaForCausalLM) -> None:
     """Let every layer start as the identity on loud token embeddings.
 
-    With the stock start (embeddings of 0.02) what the first layer adds drowns the tokens, and circuits that copy
-    from the context form many times later.
+    With the stock start (embeddings of 0.02) what the first layer adds drowns the tokens, and circuits that
+    copy from the context form many times later.
     """
     model.get_input_embeddings().weight.normal_(0.0, 1.0)
     model.get_output_embeddings().weight.normal_(0.0, 0.005)

@@ -25,7 +25,7 @@ class SceneSteps(Dataset[list[T]], Generic[T]):
         steps: int,
         seed: int,
     ) -> None:
-        """`make` turns scenes into a micro-batch; it also gets a generator and how far the run is, in [0, 1)."""
+        """`make` turns scenes into a micro-batch, given a generator and how far the run is, in [0, 1)."""
         self._make = make
         self._phases = phases
         self._scenes_per_step = scenes_per_step

@@ -26,7 +26,7 @@ from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel
 from dreamllm.losses.denoising import denoising_error, denoising_target
 from dreamllm.losses.total import Term
 from dreamllm.models.decoders.stable_diffusion import StableDiffusionDecoder
-from dreamllm.models.whitening import whitening
+from dreamllm.models.whitening import SHRINKAGE, fold_into_cross_attention, whitening
 from dreamllm.runtime.seeding import make_generator
 from dreamllm.sequence.captions import CaptionTokens
 from dreamllm.sequence.tokenizer import Tokenizer
@@ -79,7 +79,7 @@ class StableDiffusionObjective:
         vae: AutoencoderKL = AutoencoderKL.from_pretrained(config.vae)
         unet = _unet(config, vae, width=features.shape[-1])
         if config.whiten:
-            _, matrix = whitening(features, shrinkage=1e-3)
+            _, matrix = whitening(features, shrinkage=SHRINKAGE)
             fold_into_cross_attention(unet, matrix)
         scheduler = DDPMScheduler(
             beta_schedule="linear",
@@ -129,8 +129,8 @@ class StableDiffusionObjective:
         )
         return {"denoising": Term(error.sum(), pixels.shape[0])}
 
-    def _latent_weight(self, mask: Tensor, size: tuple[int, int]) -> Float[Tensor, "M 1 h w"]:
-        share = F.adaptive_avg_pool2d(mask.float(), size)
+    def _latent_weight(self, mask: Tensor, size: Sequence[int]) -> Float[Tensor, "M 1 h w"]:
+        share = F.adaptive_avg_pool2d(mask.float(), (size[0], size[1]))
         return 1 + (self._config.foreground_weight - 1) * (share > 0).float()
 
     def _error(
@@ -289,18 +289,6 @@ def _text_tower(clip_path: Path, tokenizer: Tokenizer) -> tuple[CLIPTextModel, F
     with torch.no_grad():
         states = tower(input_ids=ids).last_hidden_state
     return tower, states[ids != tokenizer.pad_id]
-
-
-@torch.no_grad()
-def fold_into_cross_attention(unet: UNet2DConditionModel, matrix: Float[Tensor, "C C"]) -> None:
-    """Let keys and values read whitened text: W (x M) is (W M^T) x.
-
-    The mean needs no place: in keys it adds the same to every token's score, in values the same to every
-    output.
-    """
-    for name, layer in unet.named_modules():
-        if name.endswith(("attn2.to_k", "attn2.to_v")):
-            layer.weight.copy_(layer.weight @ matrix.T)
 
 
 def _with_wrong(scene: Scene, name: str, rng: np.random.Generator) -> Scene:

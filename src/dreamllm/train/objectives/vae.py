@@ -57,18 +57,13 @@ class VaeObjective:
     weights: Mapping[str, float]
 
     def __init__(self, config: VaeObjectiveConfig, *, steps: int, seed: int) -> None:
-        levels = len(config.block_out_channels)
-        self.module: AutoencoderKL = AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * levels,
-            up_block_types=("UpDecoderBlock2D",) * levels,
-            block_out_channels=config.block_out_channels,
-            layers_per_block=1,
-            latent_channels=config.latent_channels,
-            norm_num_groups=config.norm_groups,
-            sample_size=2 * CELL_PX,
-            mid_block_add_attention=False,
+        self.module: AutoencoderKL = (
+            _new_vae(config) if config.init is None else AutoencoderKL.from_pretrained(config.init)
         )
         self.module.train()
+        if config.freeze_encoder:
+            self.module.encoder.requires_grad_(False)
+            self.module.quant_conv.requires_grad_(False)
         self.weights = {"reconstruction": 1.0, "kl": config.kl_weight}
         self._config = config
         self._device = torch.device("cpu")
@@ -107,12 +102,15 @@ class VaeObjective:
         return (f"{micro_batch.pixels.shape[0]} pictures",)
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Everything learns alike."""
-        return [ParameterGroup(name="vae", parameters=list(self.module.parameters()))]
+        """Everything that learns, learns alike."""
+        learning = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        return [ParameterGroup(name="vae", parameters=learning)]
 
     def tables(self) -> str:
         """Size of the model."""
-        return f"vae: {sum(p.numel() for p in self.module.parameters()):,} parameters, all trained"
+        total = sum(p.numel() for p in self.module.parameters())
+        trained = sum(p.numel() for p in self.module.parameters() if p.requires_grad)
+        return f"vae: {total:,} parameters, {trained:,} trained"
 
     @torch.no_grad()
     def reconstruct(self, scenes: Sequence[Scene]) -> np.ndarray:
@@ -152,8 +150,8 @@ class VaeObjective:
         metrics |= {"object": right / total, "scene": scenes_right / len(scenes)}
         passed = metrics["object"] >= self._config.gate_accuracy
         message = (
-            f"the judge reads {metrics['object']:.3f} of objects and {metrics['scene']:.3f} of scenes right off "
-            f"reconstructions; the bar is {self._config.gate_accuracy} of objects"
+            f"the judge reads {metrics['object']:.3f} of objects and {metrics['scene']:.3f} of scenes right "
+            f"off reconstructions; the bar is {self._config.gate_accuracy} of objects"
         )
         return GateResult(passed=passed, metrics=metrics, message=message)
 
@@ -172,3 +170,17 @@ class VaeObjective:
         """Move the model."""
         self._device = device
         self.module.to(device)
+
+
+def _new_vae(config: VaeObjectiveConfig) -> AutoencoderKL:
+    levels = len(config.block_out_channels)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=config.block_out_channels,
+        layers_per_block=1,
+        latent_channels=config.latent_channels,
+        norm_num_groups=config.norm_groups,
+        sample_size=2 * CELL_PX,
+        mid_block_add_attention=False,
+    )
