@@ -53,10 +53,11 @@ def test_a_caption_may_not_leave_out_an_object_nor_say_more_than_is_true() -> No
     assert captions.compare(said_more, scene, "short")[:2] == (True, False)
 
 
-def test_babble_has_nothing_right_and_is_still_counted() -> None:
+@pytest.mark.parametrize("words", ["red red circle", "", "The end."])
+def test_babble_and_silence_have_nothing_right_and_still_count(words: str) -> None:
     scene = sample_scene(np.random.default_rng(0), "test", num_objects=3)
 
-    readable, right, found = captions.compare("red red circle", scene, "full")
+    readable, right, found = captions.compare(words, scene, "full")
 
     assert (readable, right) == (False, False)
     assert found.counts["shape"] == (0, 3)
@@ -154,9 +155,9 @@ def results(subject: Subject, options: EvalOptions) -> dict[str, TaskResult]:
 def test_every_kind_of_question_is_asked_in_every_cell(results: dict[str, TaskResult]) -> None:
     (table,) = results["vqa"].tables
 
-    assert table.columns == tuple(cell for cell, _, _ in CELLS)
+    assert table.columns == ("1 object", "2 objects", "3 objects")
     for row in table.rows[:-1]:
-        expected = [None if (row.label, cell) == ("relation", "1 object") else 2 for cell, _, _ in CELLS]
+        expected = [None if row.label == "relation" else 2, 2, 2]
         assert [score and score.n for score in row.scores] == expected
         assert row.chance is not None
     assert [row.label for row in table.rows] == [*QUESTION_KINDS, "all kinds"]
@@ -237,6 +238,12 @@ def test_a_suite_is_its_tasks_and_an_unknown_name_is_a_mistake() -> None:
         task_names(["vqa", "poetry"])
     with pytest.raises(ConfigError, match=r"tasks \(none\) cannot be run"):
         task_names([])
+
+
+def test_only_a_whole_run_asks_for_held_out_pairs() -> None:
+    assert EvalOptions().cells == CELLS
+    assert [split for _, split, _ in CELLS] == ["test", "test", "test", "held_out"]
+    assert {split for _, split, _ in EvalOptions(is_quick=True).cells} == {"test"}
 
 
 def test_a_cell_needs_an_item() -> None:

@@ -149,7 +149,7 @@ def test_objects_are_matched_so_that_the_most_is_right() -> None:
     assert result.all_correct
 
 
-def test_three_objects_have_six_relations_on_the_diagonal_fewer() -> None:
+def test_relations_are_counted_on_each_axis_on_which_two_objects_differ() -> None:
     """Top left, top right, bottom left: one pair differs in a column, one in a row, one in both."""
     text = (
         "A small red circle at the top left, a large blue square at the top right and a small pink star at "

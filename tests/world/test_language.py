@@ -26,6 +26,13 @@ PAIR = Scene(
     "white",
 )
 NUMBERS = ("zero", "one", "two", "three")
+SINGULAR = {
+    "circles": "circle",
+    "squares": "square",
+    "triangles": "triangle",
+    "stars": "star",
+    "crosses": "cross",
+}
 
 
 def true_answer(scene: Scene, asked: str) -> str:
@@ -39,8 +46,8 @@ def true_answer(scene: Scene, asked: str) -> str:
         return NUMBERS[len(things)]
     if match := re.fullmatch(r"How many (\w+) shapes are there\?", asked):
         return NUMBERS[len([o for o in things if o.color == match[1]])]
-    if match := re.fullmatch(r"How many (\w+?)(?:e?s) are there\?", asked):
-        return NUMBERS[len([o for o in things if o.shape.removesuffix("s") == match[1].removesuffix("s")])]
+    if match := re.fullmatch(r"How many (\w+) are there\?", asked):
+        return NUMBERS[len([o for o in things if o.shape == SINGULAR[match[1]]])]
     if match := re.fullmatch(r"What (color|shape|size) is the shape at the (.+)\?", asked):
         return str(getattr(only(o for o in things if o.place == match[2]), match[1]))
     if match := re.fullmatch(r"What shape is at the (.+)\?", asked):

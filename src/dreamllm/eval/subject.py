@@ -9,10 +9,9 @@ from dreamllm.generate.options import GenerationOptions, Mode
 from dreamllm.world.judge import Judge
 from dreamllm.world.splits import Split
 
-QUICK_ITEMS = 20
-FULL_ITEMS = 150
 HELD_OUT = "held-out pairs"
-CELLS: tuple[tuple[str, Split, tuple[int, ...]], ...] = (
+Cell = tuple[str, Split, tuple[int, ...]]
+CELLS: tuple[Cell, ...] = (
     ("1 object", "test", (1,)),
     ("2 objects", "test", (2,)),
     ("3 objects", "test", (3,)),
@@ -25,15 +24,20 @@ CELLS: tuple[tuple[str, Split, tuple[int, ...]], ...] = (
 class EvalOptions:
     """What an evaluation may choose. The same options and model give the same scores."""
 
-    num: int = FULL_ITEMS
+    num: int = 150
     """Items a cell: questions, captions or pictures of one kind, split and number of objects."""
     seed: int = 0
     """Of the items and of the pictures' noise."""
     is_quick: bool = False
-    """Whether cells that only refine the picture are left out."""
+    """Whether held-out pairs and all styles but full captions are left out."""
     guidance_scale: float = 2.0
     num_inference_steps: int = 20
     max_batch_size: int = 32
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """The cells that are evaluated."""
+        return CELLS[:-1] if self.is_quick else CELLS
 
     def __post_init__(self) -> None:
         if self.num < 1:

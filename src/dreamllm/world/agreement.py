@@ -5,7 +5,7 @@ caption says nothing of sizes, so sizes are not counted. Asserted objects are ma
 the most is right; whatever is unclear in a picture is wrong.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal, NamedTuple
@@ -83,7 +83,7 @@ def _seen(found: Reading | Facts) -> tuple[tuple[ObjectFacts, ...], str | None, 
 _Pairs = Sequence[tuple[ObjectFacts, ObjectFacts | None]]
 
 
-def _count(checks: "Iterator[bool] | Sequence[bool]") -> Count:
+def _count(checks: Iterable[bool]) -> Count:
     results = list(checks)
     return Count(sum(results), len(results))
 

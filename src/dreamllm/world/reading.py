@@ -185,7 +185,7 @@ _RULES: tuple[_Rule, ...] = tuple(
         (f"Step (?:one|two|three): take an? {_ANY['background']} background and draw {_LIST}", _build_first),
         (f"Step (?:one|two|three): add {_LIST}", _add),
         # stories
-        (f"{_LIST} appears", _add),
+        (f"(?i:{_LIST}) appears", _add),
         (f"{_THE} turns (?P<new_color>{'|'.join(COLORS)})", _change),
         (f"{_THE} becomes (?P<new_size>{'|'.join(SIZES)})", _change),
         (f"{_THE} moves to the (?P<new_place>{'|'.join(PLACES)})", _change),

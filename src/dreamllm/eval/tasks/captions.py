@@ -30,7 +30,7 @@ def run(subject: Subject, options: EvalOptions) -> TaskResult:
     items = [
         (style, cell, sample_scene(rng, split, num_objects=counts))
         for style in styles
-        for cell, split, counts in CELLS
+        for cell, split, counts in options.cells
         if style == "full" or cell != HELD_OUT
         for _ in range(options.num)
     ]
@@ -49,12 +49,14 @@ CaptionResult = tuple[bool, bool, Agreement]
 
 
 def compare(text: str, scene: Scene, style: CaptionStyle) -> CaptionResult:
-    """A generated caption against the truth."""
+    """A generated caption against the truth; one that says nothing counts as unreadable."""
     expected = read_text(caption(scene, style))
     try:
         said = read_text(text)
     except GrammarError:
-        return False, False, agreement(expected, Facts())
+        said = Facts()
+    if said == Facts():
+        return False, False, agreement(expected, said)
     found = agreement(expected, said)
     says_nothing_false = agreement(said, Facts.of(scene)).all_correct
     return True, found.all_correct and says_nothing_false, found

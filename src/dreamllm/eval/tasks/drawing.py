@@ -8,7 +8,7 @@ from PIL import Image as PILImage
 
 from dreamllm.document.document import Document, Text
 from dreamllm.eval.scores import Row, Table, TaskResult, attribute_rows, proportion
-from dreamllm.eval.subject import CELLS, HELD_OUT, EvalOptions, Subject
+from dreamllm.eval.subject import HELD_OUT, EvalOptions, Subject
 from dreamllm.eval.written import picture_of
 from dreamllm.world.agreement import Agreement, agreement
 from dreamllm.world.documents import draw_prompt
@@ -75,8 +75,8 @@ def make_items(options: EvalOptions) -> list[Item]:
     styles: tuple[CaptionStyle, ...] = ("full",) if options.is_quick else CAPTION_STYLES
     items = []
     for style in styles:
-        for cell, split, counts in CELLS:
-            if cell == HELD_OUT and (style != "full" or options.is_quick):
+        for cell, split, counts in options.cells:
+            if cell == HELD_OUT and style != "full":
                 continue
             for _ in range(options.num):
                 scene = sample_scene(rng, split, num_objects=counts)

@@ -10,7 +10,7 @@ import numpy as np
 
 from dreamllm.document.document import Document, Image, Text
 from dreamllm.eval.scores import Row, Score, Table, TaskResult, proportion
-from dreamllm.eval.subject import CELLS, EvalOptions, Subject
+from dreamllm.eval.subject import EvalOptions, Subject
 from dreamllm.eval.written import answer_of
 from dreamllm.world.language import QA, QUESTION_KINDS, QuestionKind, question
 from dreamllm.world.render import render_image
@@ -34,7 +34,7 @@ def run(subject: Subject, options: EvalOptions) -> TaskResult:
     rng = np.random.default_rng([options.seed, 1])
     items = [
         _item(rng, cell, split, counts, kind)
-        for cell, split, counts in CELLS
+        for cell, split, counts in options.cells
         for kind in QUESTION_KINDS
         if (kind, counts) != ("relation", (1,))
         for _ in range(options.num)
@@ -77,7 +77,7 @@ def prompt(scene: Scene, words: str) -> Document:
 
 
 def _table(items: list[Item], outcomes: dict[tuple[str, str], list[bool]]) -> Table:
-    cells = [cell for cell, _, _ in CELLS]
+    cells = list(dict.fromkeys(item.cell for item in items))
     rows = []
     for kind in QUESTION_KINDS:
         scores: list[Score | None] = [
