@@ -1,10 +1,16 @@
 import pytest
 import torch
+from tests.models.tiny import decoder
 from torch import nn
 from torch.testing import assert_close
 
 from dreamllm.errors import ConfigError
-from dreamllm.models.whitening import fold_into_linear, whitening
+from dreamllm.models.whitening import (
+    fold_into_cross_attention,
+    fold_into_linear,
+    start_condition_projector,
+    whitening,
+)
 
 
 def features(n=4000, d=6):
@@ -83,3 +89,71 @@ def test_statistics_and_layers_that_cannot_serve_are_refused():
     with pytest.raises(ConfigError, match="5 inputs"):
         fold_into_linear(nn.Linear(5, 2), *whitening(x, shrinkage=0), 1.0)
     assert torch.isfinite(whitening(x[:3], shrinkage=0.1)[1]).all()
+
+
+def keys_and_values(unet):
+    return [layer for name, layer in unet.named_modules() if name.endswith(("attn2.to_k", "attn2.to_v"))]
+
+
+def test_cross_attention_with_a_folded_whitening_reads_whitened_text():
+    """Up to one constant a channel: the mean, which keys add to every score and values to every output."""
+    x = features(d=24)
+    mean, matrix = whitening(x, shrinkage=0)
+    plain, folded = decoder().unet, decoder().unet
+
+    fold_into_cross_attention(folded, matrix)
+
+    layers = list(zip(keys_and_values(plain), keys_and_values(folded), strict=True))
+    assert len(layers) == 2 * (1 + 2 + 1)  # keys and values; one block down, two up, one in the middle
+    with torch.no_grad():
+        for fresh, ours in layers:
+            difference = ours(x[:50]) - fresh((x[:50] - mean) @ matrix)
+            assert_close(difference, difference[:1].expand(50, -1), atol=1e-4, rtol=0)
+            assert_close(difference[0], fresh(mean @ matrix), atol=1e-4, rtol=0)
+
+
+def test_only_what_reads_the_condition_is_folded():
+    plain, folded = decoder().unet, decoder().unet
+
+    fold_into_cross_attention(folded, 2 * torch.eye(24))
+
+    changed = {
+        name
+        for (name, before), after in zip(plain.named_parameters(), folded.parameters(), strict=True)
+        if not torch.equal(before, after)
+    }
+    assert {tuple(name.split(".")[-3:]) for name in changed} == {
+        ("attn2", "to_k", "weight"),
+        ("attn2", "to_v", "weight"),
+    }
+
+
+@pytest.mark.parametrize("width", [24, 32])
+def test_a_started_condition_projector_is_white_in_keys_and_values(width):
+    """L^T c has a multiple of the identity as second moment, where L L^T = G, the metric of the condition."""
+    states = torch.randn(4000, width, generator=torch.Generator().manual_seed(2))
+    states = states * torch.linspace(0.5, 2, width) + 1
+    unet, projector = decoder().unet, nn.Linear(width, 24, bias=False)
+
+    start_condition_projector(projector, states, unet, generator=torch.Generator().manual_seed(3))
+
+    weights = torch.cat([layer.weight.detach().double() for layer in keys_and_values(unet)])
+    cholesky = torch.linalg.cholesky(weights.T @ weights)
+    with torch.no_grad():
+        heard = projector(states).double() @ cholesky
+    moment = heard.T @ heard / len(heard)
+    fresh = len(weights) / (3 * 24)  # variance of a default layer's weights is 1 / (3 fan_in)
+    assert_close(moment, fresh * torch.eye(24, dtype=torch.float64), atol=0.03 * fresh, rtol=0)
+
+
+def test_narrow_states_fill_as_many_directions_of_the_condition_as_they_have():
+    states = torch.randn(4000, 8, generator=torch.Generator().manual_seed(2)) * torch.linspace(0.5, 2, 8)
+    unet, projector = decoder().unet, nn.Linear(8, 24, bias=False)
+
+    start_condition_projector(projector, states, unet, generator=torch.Generator().manual_seed(3))
+
+    weights = torch.cat([layer.weight.detach().double() for layer in keys_and_values(unet)])
+    with torch.no_grad():
+        heard = projector(states).double() @ torch.linalg.cholesky(weights.T @ weights)
+    variances = torch.linalg.eigvalsh(heard.T @ heard / len(heard)) / (len(weights) / (3 * 24))
+    assert_close(variances, torch.tensor([0.0] * 16 + [1.0] * 8, dtype=torch.float64), atol=0.03, rtol=0)

@@ -46,20 +46,6 @@ def world_texts(num_documents: int) -> Iterator[str]:
                 yield part.text
 
 
-@torch.no_grad()
-def start_calm(model: LlamaForCausalLM) -> None:
-    """Let every layer start as the identity on loud token embeddings.
-
-    With the stock start (embeddings of 0.02) what the first layer adds drowns the tokens, and circuits that
-    copy from the context form many times later.
-    """
-    model.get_input_embeddings().weight.normal_(0.0, 1.0)
-    model.get_output_embeddings().weight.normal_(0.0, 0.005)
-    for layer in model.model.layers:
-        layer.self_attn.o_proj.weight.zero_()
-        layer.mlp.down_proj.weight.zero_()
-
-
 class LanguageModelObjective:
     """Trains a LlamaForCausalLM on text documents of the world."""
 
@@ -83,7 +69,6 @@ class LanguageModelObjective:
                 use_cache=False,
             )
         )
-        start_calm(self.module)
         self.module.train()
         self._config = config
         self._device = torch.device("cpu")
