@@ -107,12 +107,11 @@ def test_the_verb_evaluates_a_model_folder_beside_its_baseline(
     head = model.language_model.get_output_embeddings()
     head.bias = None  # a stock folder holds none
     save_model(model, tmp_path / "model", tokenizer=encoder.tokenizer, transforms=transforms_of(encoder))
-    text_encoder.save_pretrained(tmp_path / "baseline" / "text_encoder")
-    encoder.tokenizer.save_pretrained(tmp_path / "baseline" / "tokenizer")
+    text_encoder.save_pretrained(tmp_path / "model" / "baseline" / "text_encoder")
+    encoder.tokenizer.save_pretrained(tmp_path / "model" / "baseline" / "tokenizer")
     arguments = ["--tasks", "drawing", "deciding", "--num", "3", "--quick", "--num-inference-steps", "1"]
-    folders = ["--out", str(tmp_path / "out"), "--baseline", str(tmp_path / "baseline")]
 
-    status = main(["eval", str(tmp_path / "model"), *arguments, *folders])
+    status = main(["eval", str(tmp_path / "model"), *arguments, "--out", str(tmp_path / "out")])
 
     shown = capsys.readouterr().out
     assert status == 0
@@ -120,6 +119,7 @@ def test_the_verb_evaluates_a_model_folder_beside_its_baseline(
     assert "When to draw, given the true document so far" in shown
     value = json.loads((tmp_path / "out" / "results.json").read_text())
     assert list(value["tasks"]) == ["drawing", "deciding"]
+    assert value["baseline"] == str(tmp_path / "model" / "baseline")
     assert value["options"]["num_inference_steps"] == 1
     with PILImage.open(tmp_path / "out" / "sheet.png") as sheet:
         assert sheet.size[1] > 9 * 128  # three rows for each number of objects

@@ -18,7 +18,7 @@ def run(
     num: int | None = None,
     seed: int = 0,
     out: Path = Path("evaluation"),
-    baseline: str = "none",
+    baseline: str = "auto",
     quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     guidance_scale: float = 2.0,
     num_inference_steps: int | None = None,
@@ -35,7 +35,8 @@ def run(
         num: Items a cell; 150 by default, 20 with --quick.
         seed: Seed of items and noise.
         out: Folder for the results.
-        baseline: Folder with text_encoder and tokenizer of the Stable Diffusion to compare with, or none.
+        baseline: Folder with text_encoder and tokenizer of the Stable Diffusion to compare with, or none; by
+            default the folder `baseline` of the model, if it has one.
         quick: Few items and fewer cells, for a first look.
         guidance_scale: Classifier-free guidance of model and baseline.
         num_inference_steps: Denoising steps of model and baseline; 20 by default, 10 with --quick.
@@ -54,7 +55,7 @@ def run(
         guidance_scale=guidance_scale,
         num_inference_steps=num_inference_steps if num_inference_steps is not None else 10 if quick else 20,
     )
-    beside = None if baseline == "none" else baseline
+    beside = _baseline_folder(model, baseline)
     subject = load_subject(model, baseline=beside, device=device)
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -71,7 +72,7 @@ def run(
         console.print(f"{name}: {elapsed:.1f} s", style="dim")
     evaluation = Evaluation(
         model=str(model),
-        baseline=beside,
+        baseline=None if beside is None else str(beside),
         options=options,
         judge=accuracy,
         num_judge_scenes=num_scenes,
@@ -81,3 +82,9 @@ def run(
     paths = write_report(evaluation, out)
     console.print("\n".join(headline(evaluation)), markup=False)
     console.print(f"Written to {out}: {', '.join(path.name for path in paths)}", markup=False)
+
+
+def _baseline_folder(model: Path, choice: str) -> Path | None:
+    if choice == "auto":
+        return folder if (folder := model / "baseline").is_dir() else None
+    return None if choice == "none" else Path(choice)
