@@ -11,8 +11,8 @@ from dreamllm.data.sources import (
     build_source,
 )
 from dreamllm.document.document import Document, Text
-from dreamllm.document.jsonl import write_documents
-from dreamllm.errors import ConfigError, FaultError
+from dreamllm.document.jsonl import FaultError, write_documents
+from dreamllm.errors import ConfigError
 from dreamllm.world.scene import Scene
 from dreamllm.world.splits import Split, split_of
 

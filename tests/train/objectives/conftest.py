@@ -71,10 +71,11 @@ def language_model_config() -> LanguageModelObjectiveConfig:
         num_heads=2,
         intermediate_size=32,
         max_length=640,
-        row_length=320,
+        row_length=640,
         documents_per_step=4,
         rows_per_micro_batch=2,
-        phases=(PhaseConfig(sources=(WorldSourceConfig(documents={"text_vqa": 1.0}),)),),
+        phases=(PhaseConfig(sources=(WorldSourceConfig(documents={"text_vqa": 1.0}, num_objects=(1,)),)),),
+        gate_num_objects=(1,),
     )
 
 
@@ -115,9 +116,14 @@ def make_vae() -> Callable[..., VaeObjective]:
 def words_folder(
     tmp_path_factory: pytest.TempPathFactory, make_language_model: Callable[[], LanguageModelObjective]
 ) -> Path:
-    """`language_model` and `tokenizer`."""
+    """`language_model` and `tokenizer`; its layers speak up, as those of a trained model do."""
     folder = tmp_path_factory.mktemp("words")
-    make_language_model().export(folder)
+    objective = make_language_model()
+    with torch.no_grad():
+        for layer in objective.module.model.layers:
+            layer.self_attn.o_proj.weight.normal_(0.0, 0.3)
+            layer.mlp.down_proj.weight.normal_(0.0, 0.3)
+    objective.export(folder)
     return folder
 
 

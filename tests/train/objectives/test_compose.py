@@ -71,19 +71,15 @@ def test_visual_tokens_start_centred_and_at_the_spread_of_the_token_table(parts:
         tokens = torch.cat([model.image_embeds(b.vision_pixels).flatten(0, 1) for b in shown])
     variances = torch.linalg.eigvalsh(torch.cov(features.double().T, correction=0))
     kept = (variances / (0.999 * variances + 0.001 * variances.mean())).mean().sqrt().item()
-    spread = model.language_model.get_input_embeddings().weight.std().item()
+    spread = model.language_model.get_input_embeddings().weight.detach().std().item()
     assert tokens.std().item() == pytest.approx(spread * kept, rel=0.01)
     assert kept > 0.7
     assert_close(tokens.mean(0), torch.zeros(32), atol=1e-2 * spread, rtol=0)
-    assert model.dream_queries.queries.std().item() == pytest.approx(spread, rel=0.3)
+    assert model.dream_queries.queries.detach().std().item() == pytest.approx(spread, rel=0.3)
 
 
 def test_conditions_start_white_in_what_the_unet_hears(parts: PartsConfig) -> None:
     model, encoder = composed(parts)
-    with torch.no_grad():  # as if trained: layers through which a query hears its caption
-        for layer in model.language_model.model.layers:
-            layer.self_attn.o_proj.weight.normal_(0.0, 0.5, generator=make_generator(2))
-            layer.mlp.down_proj.weight.normal_(0.0, 0.5, generator=make_generator(3))
     shown = batches(encoder)
 
     whiten_connectors(model, shown, generator=make_generator(1))

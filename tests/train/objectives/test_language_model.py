@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,7 +54,8 @@ def test_a_calm_start_lets_tokens_through_every_layer_unchanged(objective: Langu
 
     embeds = objective.module.get_input_embeddings()(ids)
     assert_close(states, objective.module.model.norm(embeds))
-    assert embeds.std().item() == pytest.approx(1.0, rel=0.1)
+    table = objective.module.get_input_embeddings().weight.detach()
+    assert table.std().item() == pytest.approx(1.0, rel=0.05)
 
 
 def test_the_loss_of_a_document_is_that_of_the_stock_model(objective: LanguageModelObjective) -> None:
@@ -79,11 +81,14 @@ def test_the_loss_of_a_document_is_that_of_the_stock_model(objective: LanguageMo
 def test_two_steps_lower_the_loss_from_the_logarithm_of_the_vocabulary(
     objective: LanguageModelObjective, take_steps: Callable[..., list[StepResult]]
 ) -> None:
-    first, second = take_steps(objective, lr=1e-2)
+    [batch, *_] = objective.data[0]
 
-    chance = torch.tensor(float(objective.tokenizer.vocab_size)).log().item()
-    assert first.terms["next_token"] == pytest.approx(chance, abs=0.1)
-    assert second.terms["next_token"] < first.terms["next_token"] - 0.1
+    first, _ = take_steps(objective, lr=1e-2)
+
+    assert first.terms["next_token"] == pytest.approx(math.log(objective.tokenizer.vocab_size), abs=0.1)
+    with torch.no_grad():
+        after = objective.losses(batch, make_generator(0))["next_token"]
+    assert after.sum.item() / after.count < first.terms["next_token"] - 0.1
     assert all(parameter.grad is not None for parameter in objective.module.parameters())
 
 
@@ -104,7 +109,8 @@ def test_the_gate_counts_exact_answers_and_an_untrained_model_gives_none(
 ) -> None:
     monkeypatch.setattr(language_model, "GATE_DOCUMENTS", 3)
 
-    result = objective.gate()
+    with torch.no_grad():
+        result = objective.gate()
 
     assert not result.passed
     assert result.metrics["mean"] < 0.2
