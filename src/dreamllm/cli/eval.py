@@ -1,10 +1,13 @@
 """`dreamllm eval`: what a model can do, in numbers with intervals, pictures and documents."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from dreamllm.eval.scores import TaskResult
 
 MIN_WIDTH = 118
 """Columns the widest table needs; a pipe or a file gets at least these."""
@@ -43,7 +46,7 @@ def run(
         device: Where to compute, such as cpu or cuda.
     """
     # late, so that `--help` does not wait for torch
-    from dreamllm.eval.report import headline, to_rich, write_report
+    from dreamllm.eval.report import headline, write_report
     from dreamllm.eval.runner import Evaluation, evaluate, load_subject, measure_judge, task_names
     from dreamllm.eval.subject import EvalOptions
 
@@ -57,31 +60,36 @@ def run(
     )
     beside = _baseline_folder(model, baseline)
     subject = load_subject(model, baseline=beside, device=device)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=max(console.width, MIN_WIDTH))
     accuracy, num_scenes = measure_judge(options)
-    console.print(f"The judge reads {100 * accuracy:.1f} % of {num_scenes} true renders without any error.")
-    results, seconds = {}, {}
-    for name, result, elapsed in evaluate(subject, options, names):
-        results[name], seconds[name] = result, elapsed
-        for table in result.tables:
-            console.print(to_rich(table))
-        for label, value in result.details.items():
-            console.print(f"{label}: {100 * value:.1f} %")
-        console.print(f"{name}: {elapsed:.1f} s", style="dim")
     evaluation = Evaluation(
         model=str(model),
         baseline=None if beside is None else str(beside),
         options=options,
         judge=accuracy,
         num_judge_scenes=num_scenes,
-        results=results,
-        seconds=seconds,
     )
-    paths = write_report(evaluation, out)
+    console = _console()
     console.print("\n".join(headline(evaluation)), markup=False)
+    for name, result, seconds in evaluate(subject, options, names):
+        evaluation = evaluation.with_result(name, result, seconds)
+        _show(console, name, result, seconds)
+    paths = write_report(evaluation, out)
     console.print(f"Written to {out}: {', '.join(path.name for path in paths)}", markup=False)
+
+
+def _show(console: Console, name: str, result: "TaskResult", seconds: float) -> None:
+    from dreamllm.eval.report import to_rich
+
+    for table in result.tables:
+        console.print(to_rich(table))
+    for label, value in result.details.items():
+        console.print(f"{label}: {100 * value:.1f} %")
+    console.print(f"{name}: {seconds:.1f} s", style="dim")
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=max(console.width, MIN_WIDTH))
 
 
 def _baseline_folder(model: Path, choice: str) -> Path | None:

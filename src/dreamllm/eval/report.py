@@ -40,7 +40,7 @@ def headline(evaluation: Evaluation) -> list[str]:
         f"The judge reads {_percent(evaluation.judge)} % of {evaluation.num_judge_scenes} true renders "
         "without any error.",
         f"{options.num} items a cell, seed {options.seed}; guidance {options.guidance_scale:g}, "
-        f"{options.num_inference_steps} denoising steps; {sum(evaluation.seconds.values()):.0f} s.",
+        f"{options.num_inference_steps} denoising steps.",
         "Scores are in percent, with 95 % intervals in brackets.",
     ]
 

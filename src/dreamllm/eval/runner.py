@@ -3,7 +3,7 @@
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,13 @@ class Evaluation:
     judge: float
     """Share of true renders that the judge reads without any error, measured in this run."""
     num_judge_scenes: int
-    results: dict[str, TaskResult]
-    seconds: dict[str, float]
+    results: dict[str, TaskResult] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
     """By task."""
+
+    def with_result(self, name: str, result: TaskResult, seconds: float) -> "Evaluation":
+        """The evaluation with one task more."""
+        return replace(self, results={**self.results, name: result}, seconds={**self.seconds, name: seconds})
 
     def to_json(self) -> dict[str, Any]:
         """A JSON value with every number."""
