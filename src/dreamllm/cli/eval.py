@@ -29,8 +29,7 @@ def run(
 ) -> None:
     """Evaluate a model on the world benchmark: questions, captions, pictures, illustrated documents.
 
-    Writes results.json, report.md, sheet.png and documents.html into a folder. The same seed asks the same
-    questions and draws with the same noise.
+    Writes results.json, report.md, sheet.png and documents.html. The same seed gives the same scores.
 
     Args:
         model: Folder of a saved model.
@@ -38,8 +37,7 @@ def run(
         num: Items a cell; 150 by default, 20 with --quick.
         seed: Seed of items and noise.
         out: Folder for the results.
-        baseline: Folder with text_encoder and tokenizer of the Stable Diffusion to compare with, or none; by
-            default the folder `baseline` of the model, if it has one.
+        baseline: Folder of the Stable Diffusion to compare with, or none; MODEL/baseline if there is one.
         quick: Few items and fewer cells, for a first look.
         guidance_scale: Classifier-free guidance of model and baseline.
         num_inference_steps: Denoising steps of model and baseline; 20 by default, 10 with --quick.
@@ -68,8 +66,7 @@ def run(
         judge=accuracy,
         num_judge_scenes=num_scenes,
     )
-    console = _console()
-    console.print("\n".join(headline(evaluation)), markup=False)
+    (console := _console()).print("\n".join(headline(evaluation)), markup=False)
     for name, result, seconds in evaluate(subject, options, names):
         evaluation = evaluation.with_result(name, result, seconds)
         _show(console, name, result, seconds)
