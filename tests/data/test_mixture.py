@@ -48,16 +48,16 @@ def test_documents_of_a_step_are_a_pure_function_of_seed_and_step(make_file: Mak
 
 def test_a_run_resumed_at_any_step_reads_what_it_would_have_read(make_file: MakeFile) -> None:
     sources = make_file("a", 9), make_file("b", 4, weight=2.0)
-    whole = ids(mixture(*sources), range(80))
+    whole = ids(mixture(*sources), range(40))
 
-    for start in (1, 31, 33, 79):
-        assert ids(mixture(*sources), range(start, 80)) == whole[16 * start :]
+    for start in (1, 31, 39):
+        assert ids(mixture(*sources), range(start, 40)) == whole[16 * start :]
 
 
 def test_the_stream_does_not_depend_on_how_it_is_cut_into_steps(make_file: MakeFile) -> None:
     sources = make_file("a", 9), make_file("b", 4, weight=2.0)
 
-    assert ids(mixture(*sources, size=35), range(20)) == ids(mixture(*sources, size=5), range(140))
+    assert ids(mixture(*sources, size=35), range(16)) == ids(mixture(*sources, size=5), range(112))
 
 
 def test_shares_are_exact_in_every_block_and_the_order_is_not_the_same(make_file: MakeFile) -> None:

@@ -171,7 +171,7 @@ def make_stable_diffusion(
         config = StableDiffusionObjectiveConfig(
             **{
                 "vae": pictures_folder / "vae",
-                "clip": pictures_folder / "clip",
+                "clip": pictures_folder / "clip" / "clip",
                 "tokenizer": words_folder / "tokenizer",
                 "block_out_channels": (8, 16),
                 "attention_head_dim": 2,

@@ -94,8 +94,10 @@ def test_conditions_start_white_in_what_the_unet_hears(parts: PartsConfig) -> No
             if name.endswith(("attn2.to_k", "attn2.to_v"))
         ]
     )
-    assert condition_number(states, 16) > 20
-    assert condition_number(conditions @ weights.T, 16) < 2
+    # Shrinkage of 0.001 leaves the smallest direction of each moment a little short of one.
+    assert condition_number(states, 16) > 1000
+    assert condition_number(weights, 16) > 1000
+    assert condition_number(conditions @ weights.T, 16) < 5
 
 
 def test_the_same_generator_starts_the_same_connectors(parts: PartsConfig) -> None:

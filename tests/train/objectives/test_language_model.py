@@ -47,17 +47,6 @@ def test_the_same_run_makes_the_same_tokenizer_weights_and_data(
     )
 
 
-def test_a_calm_start_lets_tokens_through_every_layer_unchanged(objective: LanguageModelObjective) -> None:
-    ids = torch.tensor([objective.tokenizer.encode("A small red circle")])
-
-    states = objective.module.model(ids).last_hidden_state
-
-    embeds = objective.module.get_input_embeddings()(ids)
-    assert_close(states, objective.module.model.norm(embeds))
-    table = objective.module.get_input_embeddings().weight.detach()
-    assert table.std().item() == pytest.approx(1.0, rel=0.05)
-
-
 def test_the_loss_of_a_document_is_that_of_the_stock_model(objective: LanguageModelObjective) -> None:
     """Documents are packed into rows, so each is cut out again and read on its own."""
     [batch, *_] = objective.data[0]
