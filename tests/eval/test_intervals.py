@@ -25,6 +25,8 @@ def test_wilson_is_symmetric_and_knows_nothing_without_items() -> None:
 
     assert wilson(7, 10) == pytest.approx((1 - high, 1 - low))
     assert wilson(0, 0) == (0.0, 1.0)
+    assert wilson(0, 14)[0] == 0
+    assert wilson(14, 14)[1] == 1
 
 
 def test_the_bootstrap_of_single_items_agrees_with_wilson() -> None:

@@ -19,7 +19,8 @@ def wilson(right: int, num: int) -> tuple[float, float]:
     share, weight = right / num, Z_95**2 / num
     middle = (share + weight / 2) / (1 + weight)
     half = Z_95 / (1 + weight) * np.sqrt(share * (1 - share) / num + weight / (4 * num))
-    return max(0.0, float(middle - half)), min(1.0, float(middle + half))
+    # At 0 and 1 the interval ends there exactly; rounding would put the share a hair outside.
+    return (0.0 if right == 0 else float(middle - half)), (1.0 if right == num else float(middle + half))
 
 
 def bootstrap(counts: Int[np.ndarray, "N F"], statistic: Statistic, *, seed: int = 0) -> tuple[float, float]:
@@ -37,7 +38,7 @@ def bootstrap(counts: Int[np.ndarray, "N F"], statistic: Statistic, *, seed: int
     draws = rng.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=NUM_RESAMPLES)
     values = statistic(draws @ counts)
     low, high = np.nanquantile(values, [0.025, 0.975])
-    return float(low), float(high)
+    return min(value, float(low)), max(value, float(high))
 
 
 def share(sums: Float[np.ndarray, "R 2"]) -> Float[np.ndarray, " R"]:
