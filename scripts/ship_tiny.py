@@ -2,8 +2,8 @@
 
     python scripts/ship_tiny.py runs/tiny
 
-Writes float16 tensors to src/dreamllm/weights/tiny: the result of stage III, and under `baseline/` the text tower
-that makes its own U-Net and VAE a tiny Stable Diffusion to compare with.
+Writes float16 tensors to src/dreamllm/weights/tiny: the result of stage III, and under `baseline/` the text
+tower that makes its own U-Net and VAE a tiny Stable Diffusion to compare with.
 """
 
 import argparse
@@ -20,7 +20,9 @@ WEIGHTS = Path(__file__).parents[1] / "src" / "dreamllm" / "weights" / "tiny"
 
 def main() -> None:
     """Write the folder, replacing the one that is there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", type=Path, help="folder that `dreamllm train tiny --out` wrote")
     parser.add_argument("--stage", default="stage3", help="run whose model is shipped")
     arguments = parser.parse_args()
