@@ -49,7 +49,7 @@ def test_the_condition_is_the_text_towers_last_state(subject: Subject, text_enco
     tokenizer = subject.generator.tokenizer
     words = tokenizer.encode(" A red circle.")
     ids = [tokenizer.bos_id, *words, tokenizer.eos_id]
-    ids += [tokenizer.pad_id] * (text_encoder.config.max_position_embeddings - len(ids))
+    ids += [tokenizer.eos_id] * (text_encoder.config.max_position_embeddings - len(ids))
 
     with torch.no_grad():
         found = subject.baseline.condition(["A red circle."])

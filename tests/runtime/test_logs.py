@@ -1,18 +1,9 @@
 import logging
-from collections.abc import Iterator
 
 import pytest
 from rich.logging import RichHandler
 
 from dreamllm.runtime.logs import configure_logging, stderr_console
-
-
-@pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
-    root, ours = logging.getLogger(), logging.getLogger("dreamllm")
-    before = (list(root.handlers), root.level, ours.level)
-    yield
-    root.handlers[:], root.level, ours.level = before
 
 
 @pytest.mark.parametrize(("verbosity", "shown"), [(-1, 1), (0, 3), (1, 4)])

@@ -1,4 +1,9 @@
-"""Captions as ids of one length, for CLIP's text tower: BOS, words, EOS, padding; long ones are cut."""
+"""Captions as ids of one length, for CLIP's text tower: BOS, words, EOS; long ones are cut.
+
+Short ones are filled with more EOS, as CLIP's own tokenizer does: each of them stands for the whole caption,
+so a U-Net that attends to all positions hears no noise from padding. The tower is causal, so none of them
+changes the first.
+"""
 
 from collections.abc import Sequence
 
@@ -26,12 +31,8 @@ class CaptionTokens:
         for text in texts:
             words = self._words(text)[: self._length - 2]
             ids = [self._tokenizer.bos_id, *words, self._tokenizer.eos_id]
-            rows.append(ids + [self._tokenizer.pad_id] * (self._length - len(ids)))
+            rows.append(ids + [self._tokenizer.eos_id] * (self._length - len(ids)))
         return torch.tensor(rows)
-
-    def mask(self, ids: Int[Tensor, "n K"]) -> Int[Tensor, "n K"]:
-        """1 on words, 0 on padding."""
-        return (ids != self._tokenizer.pad_id).long()
 
     def _words(self, text: str) -> list[int]:
         return self._tokenizer.encode(f" {text}" if text else "")

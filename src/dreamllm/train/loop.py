@@ -28,7 +28,7 @@ from dreamllm.errors import CheckpointError, ConfigError
 from dreamllm.runtime.logs import stderr_console
 from dreamllm.runtime.seeding import derive_seed, seed_everything
 from dreamllm.train.interrupt import StopRequest, leave_sigint_to_parent, stop_on_signals
-from dreamllm.train.metrics import MetricsLog, step_record
+from dreamllm.train.metrics import MetricsLog, gate_record, step_record
 from dreamllm.train.objectives.objective import GateResult, Objective
 from dreamllm.train.optim import set_lr
 from dreamllm.train.run_config import RunConfig
@@ -150,6 +150,8 @@ def _train_steps(
                 saved = (step, save_run(checkpoints, run.capture(step), keep=config.keep_checkpoints))
             if config.sample_every is not None and step % config.sample_every == 0 and step < config.steps:
                 _sample(run, out_dir, step)
+            if config.gate_every is not None and step % config.gate_every == 0 and step < config.steps:
+                metrics.write(gate_record(_gate(run, step), step=step))
             if stop.signal_name is not None:
                 break
             began = time.perf_counter()
@@ -245,15 +247,21 @@ def _sample(run: Run, out_dir: Path, step: int) -> None:
         run.objective.sample(folder, step)
 
 
+def _gate(run: Run, step: int) -> GateResult:
+    with _result_weights(run, step, "gate"):
+        gate = run.objective.gate()
+    verdict = "passed" if gate.passed else "NOT passed"
+    logger.info("gate after step %d %s: %s", step, verdict, gate.message)
+    return gate
+
+
 def _finish(run: Run, out_dir: Path) -> tuple[GateResult, Path]:
     """Sample, measure and export the result; an export replaces an earlier one only when it is whole."""
     steps = run.config.steps
     _sample(run, out_dir, steps)
-    with _result_weights(run, steps, "gate"):
-        gate = run.objective.gate()
+    gate = _gate(run, steps)
     record = {"passed": gate.passed, "metrics": dict(gate.metrics), "message": gate.message}
     write_bytes(out_dir / "gate.json", (json.dumps(record, indent=1) + "\n").encode())
-    logger.info("gate %s: %s", "passed" if gate.passed else "NOT passed", gate.message)
     model, aside = out_dir / "model", out_dir / ".unfinished-model"
     if aside.exists():
         shutil.rmtree(aside)

@@ -9,6 +9,7 @@ from typing import Any
 
 from dreamllm.document.atomic import write_bytes
 from dreamllm.errors import MissingExtraError, TrainingError
+from dreamllm.train.objectives.objective import GateResult
 from dreamllm.train.step import StepResult
 
 
@@ -23,6 +24,15 @@ def step_record(result: StepResult, *, step: int, lr: float, seconds: float) -> 
         "is_skipped": result.is_skipped,
         "seconds": round(seconds, 6),
         **{f"{name}_per_s": round(count / max(seconds, 1e-9), 3) for name, count in result.counts.items()},
+    }
+
+
+def gate_record(gate: GateResult, *, step: int) -> dict[str, Any]:
+    """One line of metrics for a gate measured on the way."""
+    return {
+        "step": step,
+        "gate.passed": gate.passed,
+        **{f"gate.{name}": value for name, value in gate.metrics.items()},
     }
 
 

@@ -16,6 +16,7 @@ FREE_ON_RESUME = frozenset(
     {
         "steps",
         "log_every",
+        "gate_every",
         "sample_every",
         "save_every",
         "keep_checkpoints",
@@ -95,6 +96,8 @@ class RunConfig:
     """Steps between two lines of metrics; the last step is always logged."""
     sample_every: int | None = None
     """Steps between two samples; none samples only at the end."""
+    gate_every: int | None = None
+    """Steps between two measurements of the gate while the run goes on; none measures only at the end."""
     save_every: int = 500
     """Steps between two checkpoints; the last step is always saved."""
     keep_checkpoints: int = 2
@@ -111,7 +114,7 @@ class RunConfig:
         for key in ("steps", "log_every", "save_every", "keep_checkpoints"):
             value = getattr(self, key)
             _require(value >= 1, key, value, "1 or more", "set it in the recipe or as an override")
-        for key in ("num_threads", "sample_every"):
+        for key in ("num_threads", "sample_every", "gate_every"):
             value = getattr(self, key)
             _require(value is None or value >= 1, key, value, "1 or more, or null", "null leaves it out")
         _require(self.seed >= 0, "seed", self.seed, "0 or more", "any whole number will do")

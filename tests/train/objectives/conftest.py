@@ -128,12 +128,11 @@ def words_folder(
 
 
 @pytest.fixture(scope="session")
-def make_clip(words_folder: Path) -> Callable[..., ClipObjective]:
+def make_clip() -> Callable[..., ClipObjective]:
     def make(**changes: object) -> ClipObjective:
         seed_everything(3)
         config = ClipObjectiveConfig(
             **{
-                "tokenizer": words_folder / "tokenizer",
                 "hidden_size": 16,
                 "num_layers": 2,
                 "num_text_layers": 1,
@@ -163,16 +162,14 @@ def pictures_folder(
 
 
 @pytest.fixture(scope="session")
-def make_stable_diffusion(
-    words_folder: Path, pictures_folder: Path
-) -> Callable[..., StableDiffusionObjective]:
+def make_stable_diffusion(pictures_folder: Path) -> Callable[..., StableDiffusionObjective]:
     def make(**changes: object) -> StableDiffusionObjective:
         seed_everything(4)
         config = StableDiffusionObjectiveConfig(
             **{
                 "vae": pictures_folder / "vae",
                 "clip": pictures_folder / "clip" / "clip",
-                "tokenizer": words_folder / "tokenizer",
+                "tokenizer": pictures_folder / "clip" / "tokenizer",
                 "block_out_channels": (8, 16),
                 "attention_head_dim": 2,
                 "norm_groups": 4,

@@ -65,8 +65,8 @@ def test_the_share_of_empty_captions_is_what_the_config_says(
 
     [batch] = objective.data[0]
 
-    words = batch.captions != objective.tokenizer.pad_id
-    assert (words.sum(1) == 2).sum() == expected  # BOS and EOS alone
+    words = batch.captions != objective.tokenizer.eos_id
+    assert (words.sum(1) == 1).sum() == expected  # BOS alone
 
 
 def test_only_the_ratio_of_weights_within_a_picture_matters(

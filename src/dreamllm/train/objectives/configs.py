@@ -59,8 +59,8 @@ class ClipObjectiveConfig:
     """A CLIP pair: contrastive loss with hard negatives, and dense heads on the patches for training only."""
 
     kind: Literal["clip"] = "clip"
-    tokenizer: Path
-    """Folder of the tokenizer the text tower reads with."""
+    vocab_size: int = 512
+    """Most ids of the text tower's own tokenizer, which learns from captions."""
     hidden_size: int = 128
     num_layers: int = 4
     num_text_layers: int = 2
@@ -71,9 +71,9 @@ class ClipObjectiveConfig:
     scenes_per_step: int = 32
     phases: tuple[ScenePhase, ...] = field(default=())
     dense_weight: float = 1.0
-    """Weight of the auxiliary head that reads shape, colour and size off every patch."""
+    """Weight of the auxiliary heads that read objects and places off patches, and off captions."""
     gate_accuracy: float = 0.97
-    """Linear-probe accuracy on the frozen features that the gate asks for, on the worst attribute."""
+    """What the gate asks for on the worst attribute: linear probes, and right captions over wrong ones."""
 
     def __post_init__(self) -> None:
         _check_phases(self.phases)

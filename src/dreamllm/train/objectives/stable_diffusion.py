@@ -8,7 +8,7 @@ audible.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,21 +34,15 @@ from dreamllm.train.objectives.configs import StableDiffusionObjectiveConfig
 from dreamllm.train.objectives.objective import GateResult, ParameterGroup
 from dreamllm.train.objectives.pictures import save_grid, to_pixels
 from dreamllm.train.objectives.scene_steps import SceneSteps
+from dreamllm.train.objectives.wrong_captions import ATTRIBUTES, with_wrong
 from dreamllm.world.judge import Judge
 from dreamllm.world.language import CaptionStyle, caption
 from dreamllm.world.render import foreground, render
-from dreamllm.world.scene import BACKGROUNDS, COLORS, PLACES, SHAPES, SIZES, Scene
-from dreamllm.world.splits import choice, sample_scene
+from dreamllm.world.scene import Scene
+from dreamllm.world.splits import sample_scene
 
 STYLES: tuple[CaptionStyle, ...] = ("short", "full", "long")
 STYLE_SHARES = (0.15, 0.6, 0.25)
-WRONG = {
-    "shape": SHAPES,
-    "color": tuple(COLORS),
-    "size": SIZES,
-    "place": PLACES,
-    "background": tuple(BACKGROUNDS),
-}
 GATE_SCENES = 128
 GATE_TIMESTEP_SHARE = 0.6
 """Noise level of the gate's losses: far up, where only the caption can tell what will be there."""
@@ -218,8 +212,8 @@ class StableDiffusionObjective:
         scenes = [sample_scene(rng, "test", num_objects=1) for _ in range(GATE_SCENES)]
         right = self._caption_loss(scenes, scenes)
         metrics = {
-            f"gap_{name}": self._caption_loss(scenes, [_with_wrong(s, name, rng) for s in scenes]) / right
-            for name in WRONG
+            f"gap_{name}": self._caption_loss(scenes, [with_wrong(s, name, rng) for s in scenes]) / right
+            for name in ATTRIBUTES
         }
         worst = min(metrics.values())
         for num_objects in (1, 2, 3):
@@ -288,14 +282,4 @@ def _text_tower(clip_path: Path, tokenizer: Tokenizer) -> tuple[CLIPTextModel, F
     ids = CaptionTokens(tokenizer, config.max_position_embeddings)(texts)
     with torch.no_grad():
         states = tower(input_ids=ids).last_hidden_state
-    return tower, states[ids != tokenizer.pad_id]
-
-
-def _with_wrong(scene: Scene, name: str, rng: np.random.Generator) -> Scene:
-    """A one-object scene told wrongly in one attribute."""
-    if name == "background":
-        other = choice(rng, [b for b in BACKGROUNDS if b != scene.background])
-        return Scene(scene.objects, other)
-    thing = scene.objects[0]
-    wrong = choice(rng, [value for value in WRONG[name] if value != getattr(thing, name)])
-    return Scene((replace(thing, **{name: wrong}),), scene.background)
+    return tower, states.flatten(0, 1)
