@@ -272,6 +272,15 @@ def test_the_start_of_a_run_shows_the_tables_and_writes_its_config(
     assert saved["objective"] == {"kind": "line", "noise": 0.1, "dropout": 0.2, "bad_step": None}
 
 
+def test_a_gate_measured_on_the_way_is_logged_and_moves_no_weight(tmp_path: Path) -> None:
+    train(line_run(steps=6), LineObjective(), tmp_path / "plain")
+    train(line_run(steps=6, gate_every=2), LineObjective(), tmp_path / "watched")
+
+    records = read_metrics(tmp_path / "watched" / "metrics.jsonl")
+    assert [record["step"] for record in records if "gate.error" in record] == [2, 4]  # the last is gate.json
+    assert final_state(tmp_path / "watched")["tensors"] == final_state(tmp_path / "plain")["tensors"]
+
+
 def test_devices_are_picked_and_checked() -> None:
     assert pick_device("cpu") == torch.device("cpu")
     assert pick_device("auto").type in {"cpu", "cuda", "mps"}

@@ -84,10 +84,6 @@ class VaeObjectiveConfig:
     """A stock AutoencoderKL on pictures of the world."""
 
     kind: Literal["vae"] = "vae"
-    init: Path | None = None
-    """A trained VAE to go on from; its shape then counts, not the one below."""
-    freeze_encoder: bool = False
-    """Train the decoder alone, so that latents stay what they are for a U-Net that already knows them."""
     block_out_channels: tuple[int, ...] = (16, 16, 32, 64)
     latent_channels: int = 4
     norm_groups: int = 8

@@ -57,13 +57,8 @@ class VaeObjective:
     weights: Mapping[str, float]
 
     def __init__(self, config: VaeObjectiveConfig, *, steps: int, seed: int) -> None:
-        self.module: AutoencoderKL = (
-            _new_vae(config) if config.init is None else AutoencoderKL.from_pretrained(config.init)
-        )
+        self.module: AutoencoderKL = _new_vae(config)
         self.module.train()
-        if config.freeze_encoder:
-            self.module.encoder.requires_grad_(False)
-            self.module.quant_conv.requires_grad_(False)
         self.weights = {"reconstruction": 1.0, "kl": config.kl_weight}
         self._config = config
         self._device = torch.device("cpu")
@@ -102,15 +97,12 @@ class VaeObjective:
         return (f"{micro_batch.pixels.shape[0]} pictures",)
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Everything that learns, learns alike."""
-        learning = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
-        return [ParameterGroup(name="vae", parameters=learning)]
+        """Everything learns alike."""
+        return [ParameterGroup(name="vae", parameters=list(self.module.parameters()))]
 
     def tables(self) -> str:
         """Size of the model."""
-        total = sum(p.numel() for p in self.module.parameters())
-        trained = sum(p.numel() for p in self.module.parameters() if p.requires_grad)
-        return f"vae: {total:,} parameters, {trained:,} trained"
+        return f"vae: {sum(p.numel() for p in self.module.parameters()):,} parameters, all trained"
 
     @torch.no_grad()
     def reconstruct(self, scenes: Sequence[Scene]) -> np.ndarray:
