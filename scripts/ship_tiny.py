@@ -3,7 +3,7 @@
     python scripts/ship_tiny.py runs/tiny
 
 Writes float16 tensors to src/dreamllm/weights/tiny: the result of stage III, and under `baseline/` the text
-tower that makes its own U-Net and VAE a tiny Stable Diffusion to compare with.
+tower and tokenizer that make its own U-Net and VAE a tiny Stable Diffusion to compare with.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from transformers import CLIPTextModel
 
 from dreamllm.checkpoint.encoder import load_encoder, transforms_of
 from dreamllm.checkpoint.pretrained import load_model, save_model
+from dreamllm.sequence.tokenizer import Tokenizer
 
 WEIGHTS = Path(__file__).parents[1] / "src" / "dreamllm" / "weights" / "tiny"
 
@@ -32,9 +33,10 @@ def main() -> None:
     save_model(
         model, WEIGHTS, tokenizer=encoder.tokenizer, transforms=transforms_of(encoder), dtype=torch.float16
     )
-    tower = CLIPTextModel.from_pretrained(arguments.runs / "stable_diffusion" / "model" / "text_encoder")
+    drawing = arguments.runs / "stable_diffusion" / "model"
+    tower = CLIPTextModel.from_pretrained(drawing / "text_encoder")
     tower.half().save_pretrained(WEIGHTS / "baseline" / "text_encoder")
-    encoder.tokenizer.save_pretrained(WEIGHTS / "baseline" / "tokenizer")
+    Tokenizer.from_pretrained(drawing / "tokenizer").save_pretrained(WEIGHTS / "baseline" / "tokenizer")
 
 
 if __name__ == "__main__":

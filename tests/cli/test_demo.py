@@ -28,8 +28,8 @@ from dreamllm.world.scene import Object, Scene
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 SCENE = Scene((Object("top left", "circle", "red", "small"),), "white")
-RIGHT = Answered(SCENE, QA("color", "What color is the circle?", "red"), "red")
-WRONG = Answered(SCENE, QA("size", "What size is the <circle>?", "small"), "large & <b>")
+RIGHT = Answered(SCENE, QA("color", "What color is the circle?", "color circle", "red"), "red")
+WRONG = Answered(SCENE, QA("size", "What size is the <circle>?", "size circle", "small"), "large & <b>")
 
 
 @pytest.fixture(scope="module")

@@ -68,6 +68,14 @@ def test_documents_hold_scenes_of_their_split_object_count_and_questions(split: 
     assert {len(document.metadata["answers"]) for document in documents} == {4}
 
 
+def test_documents_ask_questions_of_the_kinds_they_may() -> None:
+    config = WorldSourceConfig(documents={"text_vqa": 1.0}, question_kinds=("color", "place"))
+
+    asked = [answer[0] for index in range(20) for answer in WorldSource(config, 3)[index].metadata["answers"]]
+
+    assert set(asked) == {"color", "place"}
+
+
 @pytest.mark.parametrize("documents", [{}, {"facts": 0.0}, {"facts": 1.0, "poem": 1.0}])
 def test_unknown_kinds_and_weights_that_are_none_are_refused(documents: dict[str, float]) -> None:
     with pytest.raises(

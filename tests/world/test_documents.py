@@ -7,14 +7,14 @@ import pytest
 
 from dreamllm.document.document import Document, Image, Text
 from dreamllm.world.documents import DOCUMENT_KINDS, DocumentKind, make_document
-from dreamllm.world.language import CAPTION_STYLES, caption
+from dreamllm.world.language import CAPTION_STYLES, QuestionKind, caption, question
 from dreamllm.world.reading import Facts, read_text, shows_something
 from dreamllm.world.render import render
-from dreamllm.world.scene import Scene
+from dreamllm.world.scene import Object, Scene
 from dreamllm.world.splits import HELD_OUT_PAIRS, SPLITS, Split, sample_scene, split_of
 
 ILLUSTRATED: tuple[DocumentKind, ...] = ("story", "guide", "album", "ask_story", "ask_guide", "ask_album")
-TEXT_ONLY = ("facts", "text_vqa")
+TEXT_ONLY = ("facts", "notes", "text_vqa")
 
 
 def documents(kind: DocumentKind, split: Split, num: int = 25) -> list[Document]:
@@ -102,7 +102,7 @@ def test_training_documents_show_training_scenes_alone(kind: DocumentKind) -> No
 @pytest.mark.parametrize("kind", DOCUMENT_KINDS)
 def test_training_text_never_names_a_held_out_pair(kind: DocumentKind) -> None:
     """Questions may ask for one ("Is there a purple circle?"): its answer is no."""
-    if kind in ("vqa", "text_vqa"):
+    if kind in ("vqa", "text_vqa", "notes"):
         return
     names = [f"{color} {shape}" for shape, color in HELD_OUT_PAIRS]
     for document in documents(kind, "train", num=40):
@@ -161,3 +161,34 @@ def test_stories_sometimes_stand_still() -> None:
     stories = [make_document("story", rng).text for _ in range(300)]
 
     assert 0.31 < sum("Nothing changes for a while." in story for story in stories) / 300 < 0.49
+
+
+def test_notes_learn_answers_alone_each_right_after_what_it_is_about() -> None:
+    document = make_document("notes", np.random.default_rng(3), questions_per_image=5)
+
+    given, learned = document.parts[::2], document.parts[1::2]
+    assert [part.text.strip() for part in learned if isinstance(part, Text)] == [
+        answer for _, answer in document.metadata["answers"]
+    ]
+    assert all(part.learn for part in learned)
+    assert not any(part.learn for part in given)
+    assert len(document.metadata["answers"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("kind", "note", "answer"),
+    [
+        ("background", "color background", "white"),
+        ("place", "place red circle", "top left"),
+        ("relation", "red circle left of blue star", "yes"),
+    ],
+)
+def test_a_note_says_what_is_asked_and_what_of_last(kind: QuestionKind, note: str, answer: str) -> None:
+    scene = Scene(
+        (Object("top left", "circle", "red", "small"), Object("top right", "star", "blue", "large")), "white"
+    )
+    rng = np.random.default_rng(0)
+
+    asked = [qa for _ in range(40) if (qa := question(scene, kind, rng)) is not None]
+
+    assert (note, answer) in {(qa.note, qa.answer) for qa in asked}

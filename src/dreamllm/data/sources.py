@@ -14,6 +14,7 @@ from dreamllm.document.jsonl import read_documents
 from dreamllm.errors import ConfigError
 from dreamllm.runtime.seeding import derive_seed
 from dreamllm.world.documents import DOCUMENT_KINDS, DocumentKind, make_document
+from dreamllm.world.language import QUESTION_KINDS, QuestionKind
 from dreamllm.world.splits import Split
 
 
@@ -28,6 +29,8 @@ class WorldSourceConfig:
     """Object counts of a scene, equally likely."""
     questions_per_image: int = 6
     """Questions in a conversation about one picture."""
+    question_kinds: tuple[QuestionKind, ...] = QUESTION_KINDS
+    """What they may ask."""
     split: Split = "train"
     """Scenes the documents may hold."""
     weight: float = 1.0
@@ -96,6 +99,7 @@ class WorldSource:
             split=self._config.split,
             num_objects=self._config.num_objects,
             questions_per_image=self._config.questions_per_image,
+            question_kinds=self._config.question_kinds,
             id=f"{kind}-{index}",
         )
 

@@ -7,6 +7,7 @@
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from dataclasses import replace as change
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from dreamllm.world.language import (
     QA,
     QUESTION_KINDS,
     CaptionStyle,
+    QuestionKind,
     caption,
     listing,
     phrase,
@@ -36,6 +38,7 @@ DocumentKind = Literal[
     "guide",
     "album",
     "facts",
+    "notes",
     "vqa",
     "describe",
     "draw",
@@ -62,13 +65,24 @@ def make_document(
     split: Split = "train",
     num_objects: tuple[int, ...] = (1, 2, 3),
     questions_per_image: int = 6,
+    question_kinds: tuple[QuestionKind, ...] = QUESTION_KINDS,
     id: str = "",
 ) -> Document:
     """A random document of a kind whose scenes belong to the split."""
     scene = sample_scene(rng, split, num_objects=num_objects)
-    parts, scenes, metadata = _MAKERS[kind](rng, scene, split, questions_per_image)
+    parts, scenes, metadata = _MAKERS[kind](rng, scene, split, Questions(questions_per_image, question_kinds))
     metadata = {"kind": kind, "scenes": [s.to_json() for s in scenes], **metadata}
     return Document(parts=tuple(parts), id=id, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """What a document that asks may ask."""
+
+    num: int
+    """How many questions, if the scene allows as many."""
+    kinds: tuple[QuestionKind, ...]
+    """Kinds to choose from."""
 
 
 _Made = tuple[list[Part], list[Scene], dict[str, Any]]
@@ -91,12 +105,12 @@ def _style(rng: np.random.Generator) -> CaptionStyle:
     return CAPTION_STYLES[int(rng.choice(3, p=[0.15, 0.5, 0.35]))]
 
 
-def _read_pair(rng: np.random.Generator, scene: Scene, split: Split, num: int) -> _Made:
+def _read_pair(rng: np.random.Generator, scene: Scene, split: Split, questions: Questions) -> _Made:
     style = _style(rng)
     return [_picture(scene, learn=False), Text(text=caption(scene, style))], [scene], {"style": style}
 
 
-def _draw_pair(rng: np.random.Generator, scene: Scene, split: Split, num: int) -> _Made:
+def _draw_pair(rng: np.random.Generator, scene: Scene, split: Split, questions: Questions) -> _Made:
     style = _style(rng)
     text = Text(text=caption(scene, style, rng), learn=False)
     return [text, _picture(scene, learn=True)], [scene], {"style": style}
@@ -105,29 +119,31 @@ def _draw_pair(rng: np.random.Generator, scene: Scene, split: Split, num: int) -
 # ---- conversations -----------------------------------------------------------------------------------
 
 
-def ask(rng: np.random.Generator, scene: Scene, num: int) -> list[QA]:
+def ask(
+    rng: np.random.Generator, scene: Scene, num: int, kinds: tuple[QuestionKind, ...] = QUESTION_KINDS
+) -> list[QA]:
     """Distinct questions, kinds in random order."""
     asked: list[QA] = []
     for _ in range(_MAX_TRIES):
         if len(asked) == num:
             break
-        qa = question(scene, QUESTION_KINDS[int(rng.integers(len(QUESTION_KINDS)))], rng)
+        qa = question(scene, kinds[int(rng.integers(len(kinds)))], rng)
         if qa is not None and qa.question not in {a.question for a in asked}:
             asked.append(qa)
     return asked
 
 
-def _vqa(rng: np.random.Generator, scene: Scene, split: Split, num: int) -> _Made:
-    qas = ask(rng, scene, num)
+def _vqa(rng: np.random.Generator, scene: Scene, split: Split, questions: Questions) -> _Made:
+    qas = ask(rng, scene, questions.num, questions.kinds)
     parts: list[Part] = [_picture(scene, learn=False, role="user")]
     for qa in qas:
         parts += [_user(qa.question), _assistant(qa.answer)]
     return parts, [scene], {"answers": [[qa.kind, qa.answer] for qa in qas]}
 
 
-def _text_vqa(rng: np.random.Generator, scene: Scene, split: Split, num: int) -> _Made:
+def _text_vqa(rng: np.random.Generator, scene: Scene, split: Split, questions: Questions) -> _Made:
     """The same questions about a caption: what a language model must do before it can do it with pictures."""
-    qas = ask(rng, scene, num)
+    qas = ask(rng, scene, questions.num, questions.kinds)
     style: CaptionStyle = "full" if rng.random() < 0.6 else "long"
     text = caption(scene, style, rng)
     parts: list[Part] = [_user(f"{text} {qas[0].question}"), _assistant(qas[0].answer)]
@@ -136,14 +152,26 @@ def _text_vqa(rng: np.random.Generator, scene: Scene, split: Split, num: int) ->
     return parts, [scene], {"answers": [[qa.kind, qa.answer] for qa in qas]}
 
 
-def _facts(rng: np.random.Generator, scene: Scene, split: Split, num: int) -> _Made:
+def _facts(rng: np.random.Generator, scene: Scene, split: Split, questions: Questions) -> _Made:
     """A caption, then the same scene told place by place: the plainest look-up there is, since what is asked
     for ("at the top left there is a") stands right before the answer."""
     text = f"{caption(scene, 'full', rng)} {caption(scene, 'long')}"
     return [Text(text=text)], [scene], {}
 
 
-def _describe(rng: np.random.Generator, scene: Scene, split: Split, num: int) -> _Made:
+def _notes(rng: np.random.Generator, scene: Scene, split: Split, questions: Questions) -> _Made:
+    """Questions about a caption in note form: each answer follows right upon what is asked about. Every word
+    between them is one more step for a circuit that has yet to form."""
+    qas = ask(rng, scene, questions.num, questions.kinds)
+    text = caption(scene, "full", rng)
+    parts: list[Part] = []
+    for qa in qas:
+        parts += [Text(text=f"{text} {qa.note}", learn=False), Text(text=f" {qa.answer}")]
+        text = "."
+    return parts, [scene], {"answers": [[qa.kind, qa.answer] for qa in qas]}
+
+
+def _describe(rng: np.random.Generator, scene: Scene, split: Split, questions: Questions) -> _Made:
     style = _style(rng)
     parts: list[Part] = [
         _picture(scene, learn=False, role="user"),
@@ -153,7 +181,7 @@ def _describe(rng: np.random.Generator, scene: Scene, split: Split, num: int) ->
     return parts, [scene], {"style": style}
 
 
-def _draw(rng: np.random.Generator, scene: Scene, split: Split, num: int) -> _Made:
+def _draw(rng: np.random.Generator, scene: Scene, split: Split, questions: Questions) -> _Made:
     style = _style(rng)
     text = _user(draw_prompt(caption(scene, style, rng)))
     return [text, _picture(scene, learn=True, role="assistant")], [scene], {"style": style}
@@ -167,7 +195,7 @@ def draw_prompt(caption_text: str) -> str:
 # ---- illustrated documents ---------------------------------------------------------------------------
 
 
-def _story(rng: np.random.Generator, scene: Scene, split: Split, num: int) -> _Made:
+def _story(rng: np.random.Generator, scene: Scene, split: Split, questions: Questions) -> _Made:
     scenes, sentences = [scene], [caption(scene, "full")]
     for _ in range(1 + int(rng.integers(2))):
         scene, words = _next_scene(rng, scene, split)
@@ -223,11 +251,11 @@ def _change_object(rng: np.random.Generator, kind: str, thing: Object, free: lis
     return change(thing, place=place), f"moves to the {place}"
 
 
-def _guide(rng: np.random.Generator, scene: Scene, split: Split, num: int) -> _Made:
+def _guide(rng: np.random.Generator, scene: Scene, split: Split, questions: Questions) -> _Made:
     things = [scene.objects[i] for i in rng.permutation(len(scene.objects))]
     scenes = [Scene(tuple(things[: i + 1]), scene.background) for i in range(len(things))]
     if not all(may_appear(s, split) for s in scenes):
-        return _guide(rng, sample_scene(rng, split, num_objects=len(things)), split, num)
+        return _guide(rng, sample_scene(rng, split, num_objects=len(things)), split, questions)
     sentences = [f"Step one: take a {scene.background} background and draw {phrase(things[0])}."]
     sentences += [
         f"Step {NUMBERS[i + 1]}: add {phrase(thing)}." for i, thing in enumerate(things[1:], start=1)
@@ -236,7 +264,7 @@ def _guide(rng: np.random.Generator, scene: Scene, split: Split, num: int) -> _M
     return _illustrated(title, sentences, scenes, "The drawing is done."), scenes, {}
 
 
-def _album(rng: np.random.Generator, scene: Scene, split: Split, num: int) -> _Made:
+def _album(rng: np.random.Generator, scene: Scene, split: Split, questions: Questions) -> _Made:
     scenes = [scene]
     while len(scenes) < 2 or (len(scenes) < 3 and rng.random() < 0.4):
         scenes.append(sample_scene(rng, split, num_objects=len(scene.objects)))
@@ -263,26 +291,26 @@ def _asked(parts: list[Part], request: str) -> list[Part]:
     return [_user(request), *(change(part, role="assistant") for part in parts)]
 
 
-def _ask_story(rng: np.random.Generator, scene: Scene, split: Split, num: int) -> _Made:
-    parts, scenes, metadata = _story(rng, scene, split, num)
+def _ask_story(rng: np.random.Generator, scene: Scene, split: Split, questions: Questions) -> _Made:
+    parts, scenes, metadata = _story(rng, scene, split, questions)
     request = (
         f"Tell a story in {NUMBERS[len(scenes)]} pictures. Begin with this. {caption(scenes[0], 'full', rng)}"
     )
     return _asked(parts, request), scenes, metadata
 
 
-def _ask_guide(rng: np.random.Generator, scene: Scene, split: Split, num: int) -> _Made:
-    parts, scenes, metadata = _guide(rng, scene, split, num)
+def _ask_guide(rng: np.random.Generator, scene: Scene, split: Split, questions: Questions) -> _Made:
+    parts, scenes, metadata = _guide(rng, scene, split, questions)
     request = f"Show step by step how to draw this. {caption(scenes[-1], 'full', rng)}"
     return _asked(parts, request), scenes, metadata
 
 
-def _ask_album(rng: np.random.Generator, scene: Scene, split: Split, num: int) -> _Made:
-    parts, scenes, metadata = _album(rng, scene, split, num)
+def _ask_album(rng: np.random.Generator, scene: Scene, split: Split, questions: Questions) -> _Made:
+    parts, scenes, metadata = _album(rng, scene, split, questions)
     return _asked(parts, f"Show {NUMBERS[len(scenes)]} different pictures."), scenes, metadata
 
 
-def _edit(rng: np.random.Generator, scene: Scene, split: Split, num: int) -> _Made:
+def _edit(rng: np.random.Generator, scene: Scene, split: Split, questions: Questions) -> _Made:
     new, words = _next_scene(rng, scene, split)
     parts: list[Part] = [
         _picture(scene, learn=False, role="user"),
@@ -293,7 +321,7 @@ def _edit(rng: np.random.Generator, scene: Scene, split: Split, num: int) -> _Ma
     return parts, [scene, new], {}
 
 
-_Maker = Callable[[np.random.Generator, Scene, Split, int], _Made]
+_Maker = Callable[[np.random.Generator, Scene, Split, Questions], _Made]
 _MAKERS: dict[DocumentKind, _Maker] = {
     "read_pair": _read_pair,
     "draw_pair": _draw_pair,
@@ -301,6 +329,7 @@ _MAKERS: dict[DocumentKind, _Maker] = {
     "guide": _guide,
     "album": _album,
     "facts": _facts,
+    "notes": _notes,
     "vqa": _vqa,
     "describe": _describe,
     "draw": _draw,

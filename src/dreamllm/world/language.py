@@ -38,6 +38,8 @@ class QA:
 
     kind: QuestionKind
     question: str
+    note: str
+    """The question in as few words as will do, what it is about last: "color top left"."""
     answer: str
 
 
@@ -123,7 +125,7 @@ def _exist(scene: Scene, rng: np.random.Generator) -> QA:
     else:
         color, shape = _absent_pair(scene, present, rng)
     answer = "yes" if (color, shape) in present else "no"
-    return QA("exist", f"Is there {an(f'{color} {shape}')}?", answer)
+    return QA("exist", f"Is there {an(f'{color} {shape}')}?", f"any {color} {shape}", answer)
 
 
 def _absent_pair(scene: Scene, present: set[tuple[str, str]], rng: np.random.Generator) -> tuple[str, str]:
@@ -145,15 +147,15 @@ def _absent_pair(scene: Scene, present: set[tuple[str, str]], rng: np.random.Gen
 def _count(scene: Scene, rng: np.random.Generator) -> QA:
     kind = int(rng.integers(3))
     if kind == 0:
-        return QA("count", "How many shapes are there?", NUMBERS[len(scene.objects)])
+        return QA("count", "How many shapes are there?", "number shapes", NUMBERS[len(scene.objects)])
     thing = scene.objects[int(rng.integers(len(scene.objects)))]
     if kind == 1:
         color = thing.color if rng.random() < 0.8 else choice(rng, list(COLORS))
         number = sum(o.color == color for o in scene.objects)
-        return QA("count", f"How many {color} shapes are there?", NUMBERS[number])
+        return QA("count", f"How many {color} shapes are there?", f"number {color}", NUMBERS[number])
     shape = thing.shape if rng.random() < 0.8 else choice(rng, SHAPES)
     number = sum(o.shape == shape for o in scene.objects)
-    return QA("count", f"How many {plural(shape)} are there?", NUMBERS[number])
+    return QA("count", f"How many {plural(shape)} are there?", f"number {plural(shape)}", NUMBERS[number])
 
 
 def plural(shape: str) -> str:
@@ -165,24 +167,24 @@ def _color(scene: Scene, rng: np.random.Generator) -> QA:
     thing = scene.objects[int(rng.integers(len(scene.objects)))]
     unique = sum(o.shape == thing.shape for o in scene.objects) == 1
     if unique and rng.random() < 0.5:
-        return QA("color", f"What color is the {thing.shape}?", thing.color)
-    return QA("color", f"What color is the shape at the {thing.place}?", thing.color)
+        return QA("color", f"What color is the {thing.shape}?", f"color {thing.shape}", thing.color)
+    return QA("color", f"What color is the shape at the {thing.place}?", f"color {thing.place}", thing.color)
 
 
 def _shape(scene: Scene, rng: np.random.Generator) -> QA:
     thing = scene.objects[int(rng.integers(len(scene.objects)))]
     unique = sum(o.color == thing.color for o in scene.objects) == 1
     if unique and rng.random() < 0.5:
-        return QA("shape", f"What shape is {thing.color}?", thing.shape)
-    return QA("shape", f"What shape is at the {thing.place}?", thing.shape)
+        return QA("shape", f"What shape is {thing.color}?", f"shape {thing.color}", thing.shape)
+    return QA("shape", f"What shape is at the {thing.place}?", f"shape {thing.place}", thing.shape)
 
 
 def _size(scene: Scene, rng: np.random.Generator) -> QA:
     thing = scene.objects[int(rng.integers(len(scene.objects)))]
     name = _name(scene, thing)
     if name is not None and rng.random() < 0.5:
-        return QA("size", f"What size is the {name}?", thing.size)
-    return QA("size", f"What size is the shape at the {thing.place}?", thing.size)
+        return QA("size", f"What size is the {name}?", f"size {name}", thing.size)
+    return QA("size", f"What size is the shape at the {thing.place}?", f"size {thing.place}", thing.size)
 
 
 def _place(scene: Scene, rng: np.random.Generator) -> QA | None:
@@ -190,11 +192,11 @@ def _place(scene: Scene, rng: np.random.Generator) -> QA | None:
     if not named:
         return None
     thing, name = named[int(rng.integers(len(named)))]
-    return QA("place", f"Where is the {name}?", thing.place)
+    return QA("place", f"Where is the {name}?", f"place {name}", thing.place)
 
 
 def _background(scene: Scene, rng: np.random.Generator) -> QA:
-    return QA("background", "What color is the background?", scene.background)
+    return QA("background", "What color is the background?", "color background", scene.background)
 
 
 def _relation(scene: Scene, rng: np.random.Generator) -> QA | None:
@@ -209,7 +211,8 @@ def _relation(scene: Scene, rng: np.random.Generator) -> QA | None:
     else:
         word = choice(rng, ["above", "below"])
         true = (a.row < b.row) == (word == "above")
-    return QA("relation", f"Is the {name_a} {word} the {name_b}?", "yes" if true else "no")
+    answer = "yes" if true else "no"
+    return QA("relation", f"Is the {name_a} {word} the {name_b}?", f"{name_a} {word} {name_b}", answer)
 
 
 def _name(scene: Scene, thing: Object) -> str | None:

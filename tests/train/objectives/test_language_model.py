@@ -22,11 +22,11 @@ def objective(make_language_model: MakeLanguageModel) -> LanguageModelObjective:
 
 
 def test_every_kind_of_document_teaches_the_tokenizer_plain_and_after_its_role() -> None:
-    texts = list(world_texts(14))
+    texts = list(world_texts(15))
 
-    assert texts == list(world_texts(14))
-    assert texts[::2] == [f"{'USER' if t.startswith('USER') else 'ASSISTANT'}: {u}" for t, u in pairs(texts)]
-    assert {text.split(":")[0] for text in texts[::2]} == {"USER", "ASSISTANT"}
+    assert texts == list(world_texts(15))
+    assert texts[::2] == [f"{'USER' if t.startswith('USER') else ' ASSISTANT'}: {u}" for t, u in pairs(texts)]
+    assert {text.split(":")[0] for text in texts[::2]} == {"USER", " ASSISTANT"}
 
 
 def pairs(texts: list[str]) -> list[tuple[str, str]]:

@@ -42,7 +42,7 @@ def world_texts(num_documents: int) -> Iterator[str]:
         for part in document:
             if isinstance(part, Text):
                 # as a chat template spells it: after a space, and after its role
-                yield f"{'USER' if part.role == 'user' else 'ASSISTANT'}: {part.text}"
+                yield f"{'USER' if part.role == 'user' else ' ASSISTANT'}: {part.text}"
                 yield part.text
 
 
@@ -62,6 +62,7 @@ class LanguageModelObjective:
                 num_attention_heads=config.num_heads,
                 num_key_value_heads=config.num_heads,
                 max_position_embeddings=config.max_length,
+                initializer_range=config.initializer_range,
                 bos_token_id=self.tokenizer.bos_id,
                 eos_token_id=self.tokenizer.eos_id,
                 pad_token_id=self.tokenizer.pad_id,

@@ -1,0 +1,212 @@
+"""How much of the machine's matrix-multiplication rate a training step of DreamLLM reaches.
+
+    python benchmarks/gemm_share.py
+    python benchmarks/gemm_share.py --width 768 --layers 4
+
+The model is new and random: a Llama of the given width, and a small CLIP vision tower, U-Net and VAE. The
+rate is that of the fastest of some large float32 products, measured in turns with the training step. FLOPs
+are those of all products, convolutions and attentions the step really executes, forward and backward.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from rounds import (
+    cpu_seconds,
+    parse_arguments,
+    positive,
+    print_table,
+    report,
+    spread,
+    take_turns,
+    use_one_thread,
+)
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+
+from dreamllm.checkpoint.pretrained import save_model
+from dreamllm.config import load_config
+from dreamllm.data.transforms import TargetTransform, VisionTransform
+from dreamllm.generate.pipeline import WEIGHTS
+from dreamllm.models.decoders.stable_diffusion import StableDiffusionDecoder
+from dreamllm.models.dreamllm import DreamLLM, DreamLLMConfig
+from dreamllm.recipes import find_recipe
+from dreamllm.sequence.tokenizer import Tokenizer
+from dreamllm.train.objectives.build import build_objective
+from dreamllm.train.run_config import RunConfig
+from dreamllm.train.run_state import Run
+from dreamllm.train.step import optimizer_step
+
+IMAGE_PX = 64
+PRODUCT_SIZES = (1024, 1536, 2048)
+PARTS = {
+    "vision encoder": ("vision_encoder",),
+    "U-Net": ("image_decoder.unet",),
+    "VAE encoder": ("image_decoder.vae.encoder", "image_decoder.vae.quant_conv"),
+    "projectors": ("visual_projector", "condition_projector"),
+}
+"""By the modules that a step calls. What they leave is the language model."""
+ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def main() -> int:
+    """Measure."""
+    arguments = parse_arguments(__doc__, _add_arguments, rounds=5)
+    use_one_thread()
+    torch.manual_seed(0)
+    tokenizer = Tokenizer.from_pretrained(WEIGHTS / "tiny" / "tokenizer")
+    run = start_run(make_model(tokenizer, arguments), tokenizer, arguments.documents)
+    micro_batches = run.objective.data[100]
+
+    def move(number: int = 0) -> None:
+        optimizer_step(
+            run.objective,
+            run.optimizer,
+            micro_batches,
+            step=number,
+            seed=0,
+            device=run.device,
+            clip_norm=run.config.optim.clip_norm,
+        )
+
+    flops = count_flops(move)  # also the warm-up
+    multiply_fastest()  # warm-up
+    rates: list[float] = []
+    seconds = take_turns(
+        {"product": lambda number: rates.append(multiply_fastest()), "step": move}, rounds=arguments.rounds
+    )["step"]
+    shares = [flops["all"] / step / rate for step, rate in zip(seconds, rates, strict=True)]
+    shapes = " and ".join(" x ".join(map(str, batch.input_ids.shape)) for batch in micro_batches)
+    print_table(
+        f"A training step of a DreamLLM of width {arguments.width}, rows x positions {shapes}",
+        ("FLOPs",),
+        {part: [f"{count / flops['all']:.1%}"] for part, count in flops.items()},
+    )
+    print(
+        f"  FLOPs per second, of those of large products: {median(shares):.2f} ({spread(shares)} by round).\n"
+    )
+    report("gemm_share", arguments, {"median_share": median(shares), "shares": shares, "flops": flops})
+    return 0
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--width", type=positive, default=512, help="of the Llama (default: %(default)s)")
+    parser.add_argument("--layers", type=positive, default=4, help="of the Llama (default: %(default)s)")
+    parser.add_argument("--documents", type=positive, default=12, help="in a step (default: %(default)s)")
+
+
+def make_model(tokenizer: Tokenizer, arguments: argparse.Namespace) -> DreamLLM:
+    """Stock parts with random weights; beside the Llama all are small, as pictures of the world are."""
+    language_model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=tokenizer.vocab_size,
+            hidden_size=arguments.width,
+            intermediate_size=arguments.width * 8 // 3 // 64 * 64,
+            num_hidden_layers=arguments.layers,
+            num_attention_heads=arguments.width // 64,
+            max_position_embeddings=1024,
+            bos_token_id=tokenizer.bos_id,
+            eos_token_id=tokenizer.eos_id,
+            pad_token_id=tokenizer.pad_id,
+        )
+    )
+    vision_model = CLIPVisionModel(
+        CLIPVisionConfig(
+            hidden_size=192,
+            intermediate_size=768,
+            num_hidden_layers=4,
+            num_attention_heads=6,
+            image_size=IMAGE_PX,
+            patch_size=16,
+        )
+    )
+    return DreamLLM(
+        DreamLLMConfig(num_dream_queries=32, chat_template="plain_chat"),
+        language_model=language_model,
+        vision_model=vision_model,
+        image_decoder=make_image_decoder(),
+    )
+
+
+def make_image_decoder() -> StableDiffusionDecoder:
+    """A Stable Diffusion for pictures of 64 pixels, with latents of 8."""
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        layers_per_block=1,
+        block_out_channels=(64, 128),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=192,
+        attention_head_dim=8,
+        norm_num_groups=16,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(16, 16, 32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=IMAGE_PX,
+    )
+    return StableDiffusionDecoder(unet, vae, DDPMScheduler(clip_sample=False))
+
+
+def start_run(model: DreamLLM, tokenizer: Tokenizer, num_documents: int) -> Run:
+    """Stage II of the tiny family, with this model in place of its own."""
+    transforms = {
+        "vision": VisionTransform(image_px=IMAGE_PX).to_dict(),
+        "target": TargetTransform(image_px=IMAGE_PX).to_dict(),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(model, Path(folder) / "model", tokenizer=tokenizer, transforms=transforms)
+        changes = [
+            f"objective.model={Path(folder) / 'model'}",
+            f"objective.documents_per_step={num_documents}",
+            "objective.row_length=512",
+        ]
+        config = load_config(RunConfig, find_recipe("tiny/stage2"), changes)
+        objective = build_objective(config, Path.cwd())
+    return Run.start(config, objective, torch.device("cpu"))
+
+
+def count_flops(move: Callable[[], None]) -> dict[str, int]:
+    """FLOPs of a step, of all of it and by part.
+
+    The counter of torch does not know its attention for CPUs (2.13); delete the mapping when it does.
+    """
+    mapping = {
+        ATTENTION: lambda query, key, value, *_, out_shape=None, **__: sdpa_flop_count(query, key, value),
+        ATTENTION_BACKWARD: lambda grad, query, key, value, *_, out_shape=None, **__: (
+            sdpa_backward_flop_count(grad, query, key, value)
+        ),
+    }
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+        move()
+    by_module = counter.get_flop_counts()
+    flops = {
+        part: sum(sum(by_module.get(f"DreamLLM.{name}", {}).values()) for name in names)
+        for part, names in PARTS.items()
+    }
+    total = counter.get_total_flops()
+    return {"language model": total - sum(flops.values()), **flops, "all": total}
+
+
+def multiply_fastest() -> float:
+    """FLOPs per CPU second of the fastest of some large products."""
+    rates = []
+    for size in PRODUCT_SIZES:
+        left, right = torch.randn(size, size), torch.randn(size, size)
+        rates.append(2 * size**3 / cpu_seconds(lambda left=left, right=right: left @ right))
+    return max(rates)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
