@@ -47,6 +47,14 @@ def copied(saved, tmp_path):
     return Path(shutil.copytree(saved, tmp_path / "copy"))
 
 
+def test_no_file_of_a_model_names_the_folder_it_was_loaded_from(saved, tmp_path):
+    again = save(load_model(saved), tmp_path / "again")
+
+    texts = [path.read_text(encoding="utf-8") for path in again.rglob("*.json")]
+    assert len(texts) > 5
+    assert not [text for text in texts if str(saved) in text]
+
+
 @pytest.mark.parametrize("language_model", [llama, qwen3, lambda: llama(tie=True)])
 def test_a_loaded_model_has_the_losses_of_the_saved_one(language_model, tmp_path):
     model = dreamllm(language_model(), condition_projector="mlp")

@@ -176,11 +176,18 @@ def _write_parts(model: DreamLLM, folder: Path, dtype: torch.dtype | None) -> No
     _in_dtype(decoder.unet, dtype).save_pretrained(folder / "image_decoder" / "unet")
     _in_dtype(decoder.vae, dtype).save_pretrained(folder / "image_decoder" / "vae")
     decoder.scheduler.save_pretrained(folder / "image_decoder" / "scheduler")
+    for name in ("unet", "vae"):
+        _forget_origin(folder / "image_decoder" / name / "config.json")
     tensors = _connector_tensors(model)
     stored = {name: tensor.to(dtype or tensor.dtype).contiguous() for name, tensor in tensors.items()}
     shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
     _write_json(folder / "connectors" / "config.json", {"config": asdict(model.config), "shapes": shapes})
     save_file(stored, folder / "connectors" / "model.safetensors", metadata={"format": "pt"})
+
+
+def _forget_origin(config: Path) -> None:
+    """Take out the folder that diffusers notes a part was once loaded from: it means nothing elsewhere."""
+    _write_json(config, {key: value for key, value in _read_json(config).items() if key != "_name_or_path"})
 
 
 def _in_dtype(part: _Part, dtype: torch.dtype | None) -> _Part:

@@ -114,7 +114,7 @@ class StableDiffusionDecoder(nn.Module):
     def sample(
         self,
         condition: Float[Tensor, "M K C"],
-        unconditional: Float[Tensor, "1 Ku C"] | None,
+        unconditional: Float[Tensor, "1 K C"] | None,
         *,
         noise: Sequence[torch.Generator] | Float[Tensor, "M Z h w"],
         num_inference_steps: int = 20,
@@ -147,16 +147,20 @@ class StableDiffusionDecoder(nn.Module):
                 "the 'ddpm' sampler draws noise in every step but initial latents were given; pass a "
                 "list with one generator for each picture, or choose 'dpm' or 'ddim'"
             )
+        both = None
+        if guidance_scale != 1 and unconditional is not None:
+            both = torch.cat([unconditional.expand_as(condition), condition])  # (2M, K, C): one call a step
         generators = None if isinstance(noise, Tensor) else list(noise)
         sampler = self._sampler(scheduler)
         sampler.set_timesteps(num_inference_steps, device=condition.device)
         latents = self._initial_latents(noise, condition.device) * sampler.init_noise_sigma
         for index, timestep in enumerate(sampler.timesteps):
             inputs = sampler.scale_model_input(latents, timestep)
-            predicted = self._predict(inputs, timestep, condition)
-            if guidance_scale != 1 and unconditional is not None:
-                blank = self._predict(inputs, timestep, unconditional.expand(condition.shape[0], -1, -1))
-                predicted = blank + guidance_scale * (predicted - blank)
+            if both is None:
+                predicted = self._predict(inputs, timestep, condition)
+            else:
+                blank, told = self._predict(torch.cat([inputs, inputs]), timestep, both).chunk(2)
+                predicted = blank + guidance_scale * (told - blank)
             if scheduler == "ddpm":
                 latents = sampler.step(predicted, timestep, latents, generator=generators).prev_sample
             else:
