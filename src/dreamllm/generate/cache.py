@@ -25,8 +25,8 @@ Chunks = dict[int, Float[Tensor, "T D"]]
 class WritePlan:
     """Where the entries of one forward pass go. All indices are int64 tensors on the model's device."""
 
-    rows: Tensor
-    """(A,) cache row of every row of the forward pass."""
+    rows: Tensor | slice
+    """(A,) cache row of every row of the pass; a slice where they are neighbours, which needs no copy."""
     entries: tuple[Tensor, Tensor]
     """(row of the pass, position in the chunk) of every real entry; padding is left out."""
     targets: tuple[Tensor, Tensor]
@@ -81,9 +81,9 @@ class RowLayer(CacheLayerMixin):
         assert self.plan is not None
         target_rows, target_positions = self.plan.targets
         store[target_rows, :, target_positions] = states.transpose(1, 2)[self.plan.entries]
-        if self.plan.rows.shape[0] == self.num_rows:  # rows are in ascending order, so this is all of them
-            return store[:, :, : self.plan.length]
-        return store[self.plan.rows, :, : self.plan.length]
+        seen = store[:, :, : self.plan.length]
+        rows = self.plan.rows
+        return seen[rows] if isinstance(rows, slice) else seen.index_select(0, rows)
 
 
 class RowCache(Cache):
@@ -135,8 +135,9 @@ class CachedReader:
         entry_rows, entry_steps = is_real.nonzero(as_tuple=True)
         cache_rows = torch.tensor(rows)
         device = embeds.device
+        are_neighbours = rows[-1] - rows[0] == len(rows) - 1
         plan = WritePlan(
-            rows=cache_rows.to(device),
+            rows=slice(rows[0], rows[-1] + 1) if are_neighbours else cache_rows.to(device),
             entries=(entry_rows.to(device), entry_steps.to(device)),
             targets=(cache_rows[entry_rows].to(device), positions[entry_rows, entry_steps].to(device)),
             length=int((starts + sizes).max()),

@@ -85,7 +85,7 @@ class InterleavedGenerator:
             ImageError: a picture of a prompt cannot be read.
         """
         queue = deque(encode_prompts(self.encoder, documents, options, max_length=self.max_length))
-        free = list(range(min(options.max_batch_size, len(queue))))
+        free = list(reversed(range(min(options.max_batch_size, len(queue)))))
         reader = self._reader(queue, options, num_rows=len(free))
         rows: list[Row] = []
         while queue or rows:
@@ -104,6 +104,7 @@ class InterleavedGenerator:
                 reader.release(row.cache_row)
                 free.append(row.cache_row)
                 rows.remove(row)
+            free.sort(reverse=True)  # the lowest first, so that rows stay neighbours
 
     def _reader(self, prompts: Sequence[Prompt], options: GenerationOptions, *, num_rows: int) -> Reader:
         if not options.use_cache:
