@@ -102,7 +102,7 @@ def test_training_documents_show_training_scenes_alone(kind: DocumentKind) -> No
 @pytest.mark.parametrize("kind", DOCUMENT_KINDS)
 def test_training_text_never_names_a_held_out_pair(kind: DocumentKind) -> None:
     """Questions may ask for one ("Is there a purple circle?"): its answer is no."""
-    if kind in ("vqa", "text_vqa", "notes"):
+    if kind in ("vqa", "text_vqa", "notes", "read_notes"):
         return
     names = [f"{color} {shape}" for shape, color in HELD_OUT_PAIRS]
     for document in documents(kind, "train", num=40):
@@ -163,13 +163,14 @@ def test_stories_sometimes_stand_still() -> None:
     assert 0.31 < sum("Nothing changes for a while." in story for story in stories) / 300 < 0.49
 
 
-def test_notes_learn_answers_alone_each_right_after_what_it_is_about() -> None:
-    document = make_document("notes", np.random.default_rng(3), questions_per_image=5)
+@pytest.mark.parametrize("kind", ["notes", "read_notes"])
+def test_notes_learn_answers_alone_each_right_after_what_it_is_about(kind: DocumentKind) -> None:
+    document = make_document(kind, np.random.default_rng(3), questions_per_image=5)
 
-    given, learned = document.parts[::2], document.parts[1::2]
-    assert [part.text.strip() for part in learned if isinstance(part, Text)] == [
-        answer for _, answer in document.metadata["answers"]
-    ]
+    assert [image.learn for image in document.images] == [False] * (kind == "read_notes")
+    texts = [part for part in document if isinstance(part, Text)]
+    given, learned = texts[::2], texts[1::2]
+    assert [part.text.strip() for part in learned] == [answer for _, answer in document.metadata["answers"]]
     assert all(part.learn for part in learned)
     assert not any(part.learn for part in given)
     assert len(document.metadata["answers"]) == 5

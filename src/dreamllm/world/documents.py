@@ -39,6 +39,7 @@ DocumentKind = Literal[
     "album",
     "facts",
     "notes",
+    "read_notes",
     "vqa",
     "describe",
     "draw",
@@ -138,7 +139,7 @@ def _vqa(rng: np.random.Generator, scene: Scene, split: Split, questions: Questi
     parts: list[Part] = [_picture(scene, learn=False, role="user")]
     for qa in qas:
         parts += [_user(qa.question), _assistant(qa.answer)]
-    return parts, [scene], {"answers": [[qa.kind, qa.answer] for qa in qas]}
+    return parts, [scene], _answers(qas)
 
 
 def _text_vqa(rng: np.random.Generator, scene: Scene, split: Split, questions: Questions) -> _Made:
@@ -149,7 +150,7 @@ def _text_vqa(rng: np.random.Generator, scene: Scene, split: Split, questions: Q
     parts: list[Part] = [_user(f"{text} {qas[0].question}"), _assistant(qas[0].answer)]
     for qa in qas[1:]:
         parts += [_user(qa.question), _assistant(qa.answer)]
-    return parts, [scene], {"answers": [[qa.kind, qa.answer] for qa in qas]}
+    return parts, [scene], _answers(qas)
 
 
 def _facts(rng: np.random.Generator, scene: Scene, split: Split, questions: Questions) -> _Made:
@@ -163,12 +164,25 @@ def _notes(rng: np.random.Generator, scene: Scene, split: Split, questions: Ques
     """Questions about a caption in note form: each answer follows right upon what is asked about. Every word
     between them is one more step for a circuit that has yet to form."""
     qas = ask(rng, scene, questions.num, questions.kinds)
-    text = caption(scene, "full", rng)
+    return _noted(caption(scene, "full", rng), qas), [scene], _answers(qas)
+
+
+def _read_notes(rng: np.random.Generator, scene: Scene, split: Split, questions: Questions) -> _Made:
+    """The same about a picture."""
+    qas = ask(rng, scene, questions.num, questions.kinds)
+    return [_picture(scene, learn=False), *_noted("", qas)], [scene], _answers(qas)
+
+
+def _noted(text: str, qas: list[QA]) -> list[Part]:
     parts: list[Part] = []
     for qa in qas:
         parts += [Text(text=f"{text} {qa.note}", learn=False), Text(text=f" {qa.answer}")]
         text = "."
-    return parts, [scene], {"answers": [[qa.kind, qa.answer] for qa in qas]}
+    return parts
+
+
+def _answers(qas: list[QA]) -> dict[str, Any]:
+    return {"answers": [[qa.kind, qa.answer] for qa in qas]}
 
 
 def _describe(rng: np.random.Generator, scene: Scene, split: Split, questions: Questions) -> _Made:
@@ -330,6 +344,7 @@ _MAKERS: dict[DocumentKind, _Maker] = {
     "album": _album,
     "facts": _facts,
     "notes": _notes,
+    "read_notes": _read_notes,
     "vqa": _vqa,
     "describe": _describe,
     "draw": _draw,

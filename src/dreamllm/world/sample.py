@@ -27,6 +27,7 @@ KIND_NOTES: dict[DocumentKind, str] = {
     "album": "several unrelated pictures with captions",
     "facts": "one scene told twice, text only",
     "notes": "a caption, then questions about it in a few words, each with its answer; text only",
+    "read_notes": "a picture, then questions about it in a few words, each with its answer",
     "vqa": "questions about a picture",
     "describe": "a caption on request: brief, plain or detailed",
     "draw": "a picture on request",
@@ -41,7 +42,7 @@ KIND_NOTES: dict[DocumentKind, str] = {
 def write_sample(folder: str | Path, *, num: int = 24, split: Split = "train", seed: int = 0) -> list[Path]:
     """Write index.html, pictures.png, documents.jsonl (with its pictures) and README.txt.
 
-    The kinds take turns, so 15 documents show every kind once. The same seed gives the same folder.
+    The kinds take turns, so 16 documents show every kind once. The same seed gives the same folder.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
