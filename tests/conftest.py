@@ -11,4 +11,6 @@ def _log_as_before() -> Iterator[None]:
     root, ours = logging.getLogger(), logging.getLogger("dreamllm")
     before = (list(root.handlers), root.level, ours.level)
     yield
-    root.handlers[:], root.level, ours.level = before
+    root.handlers[:] = before[0]
+    root.setLevel(before[1])  # not `.level =`: only this empties what loggers remember of levels
+    ours.setLevel(before[2])

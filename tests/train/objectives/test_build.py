@@ -3,8 +3,8 @@ from pathlib import Path
 import torch
 
 from dreamllm.train.objectives.build import build_objective
-from dreamllm.train.objectives.clip import ClipObjective
-from dreamllm.train.objectives.configs import ClipObjectiveConfig, ScenePhase, VaeObjectiveConfig
+from dreamllm.train.objectives.configs import ScenePhase, StableDiffusionObjectiveConfig, VaeObjectiveConfig
+from dreamllm.train.objectives.stable_diffusion import StableDiffusionObjective
 from dreamllm.train.objectives.vae import VaeObjective
 from dreamllm.train.run_config import OptimConfig, RunConfig
 
@@ -31,17 +31,18 @@ def test_weights_and_data_follow_from_the_seed_of_the_run(tmp_path: Path) -> Non
     assert not torch.equal(first.data[2][0].pixels, other.data[2][0].pixels)
 
 
-def test_paths_are_relative_to_the_folder_of_the_run(words_folder: Path) -> None:
-    config = ClipObjectiveConfig(
-        tokenizer=Path("../tokenizer"),
-        hidden_size=16,
-        num_layers=1,
-        num_text_layers=1,
-        num_heads=2,
+def test_paths_are_relative_to_the_folder_of_the_run(pictures_folder: Path) -> None:
+    config = StableDiffusionObjectiveConfig(
+        vae=Path("../vae"),
+        clip=Path("../clip/clip"),
+        tokenizer=Path("../clip/tokenizer"),
+        block_out_channels=(8, 16),
+        attention_head_dim=2,
+        norm_groups=4,
         phases=PHASES,
     )
-    run = RunConfig(name="clip", objective=config, steps=4, optim=OptimConfig(lr=1e-3))
+    run = RunConfig(name="draw", objective=config, steps=4, optim=OptimConfig(lr=1e-3))
 
-    objective = build_objective(run, words_folder / "clip")
+    objective = build_objective(run, pictures_folder / "stable_diffusion")
 
-    assert isinstance(objective, ClipObjective)
+    assert isinstance(objective, StableDiffusionObjective)
