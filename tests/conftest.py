@@ -1,16 +1,17 @@
-"""What every test may rely on: whatever a test does to the log, the next one finds it as pytest set it up."""
+"""Whatever a test, or a fixture that it shares, does to the log: the next test finds the log unset."""
 
 import logging
 from collections.abc import Iterator
 
 import pytest
+from rich.logging import RichHandler
 
 
 @pytest.fixture(autouse=True)
-def _log_as_before() -> Iterator[None]:
-    root, ours = logging.getLogger(), logging.getLogger("dreamllm")
-    before = (list(root.handlers), root.level, ours.level)
+def _log_unset_afterwards() -> Iterator[None]:
     yield
-    root.handlers[:] = before[0]
-    root.setLevel(before[1])  # not `.level =`: only this empties what loggers remember of levels
-    ours.setLevel(before[2])
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if isinstance(handler, RichHandler)]:
+        root.removeHandler(handler)
+    root.setLevel(logging.WARNING)
+    logging.getLogger("dreamllm").setLevel(logging.NOTSET)
