@@ -76,6 +76,12 @@ def test_documents_ask_questions_of_the_kinds_they_may() -> None:
     assert set(asked) == {"color", "place"}
 
 
+@pytest.mark.parametrize("kinds", [(), ("relation",), ("place", "relation")])
+def test_kinds_of_questions_that_some_scene_does_not_allow_are_not_enough(kinds: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match="question_kinds is .* expected at least one kind that every scene"):
+        WorldSourceConfig(documents={"vqa": 1.0}, question_kinds=kinds)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("documents", [{}, {"facts": 0.0}, {"facts": 1.0, "poem": 1.0}])
 def test_unknown_kinds_and_weights_that_are_none_are_refused(documents: dict[str, float]) -> None:
     with pytest.raises(

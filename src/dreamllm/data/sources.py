@@ -43,6 +43,11 @@ class WorldSourceConfig:
                 f"documents is {self.documents}; expected positive weights of kinds out of "
                 f"{', '.join(DOCUMENT_KINDS)}; correct {', '.join(unknown) or 'the weights'}"
             )
+        if not set(self.question_kinds) - {"place", "relation"}:
+            raise ConfigError(
+                f"question_kinds is {self.question_kinds}; expected at least one kind that every scene allows, "
+                "which place and relation are not; add another, such as color"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
