@@ -78,7 +78,9 @@ def test_documents_ask_questions_of_the_kinds_they_may() -> None:
 
 @pytest.mark.parametrize("kinds", [(), ("relation",), ("place", "relation")])
 def test_kinds_of_questions_that_some_scene_does_not_allow_are_not_enough(kinds: tuple[str, ...]) -> None:
-    with pytest.raises(ConfigError, match="question_kinds is .* expected at least one kind that every scene"):
+    with pytest.raises(
+        ConfigError, match=r"question_kinds is .* expected at least one kind that every scene"
+    ):
         WorldSourceConfig(documents={"vqa": 1.0}, question_kinds=kinds)  # type: ignore[arg-type]
 
 

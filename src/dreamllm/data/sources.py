@@ -45,8 +45,8 @@ class WorldSourceConfig:
             )
         if not set(self.question_kinds) - {"place", "relation"}:
             raise ConfigError(
-                f"question_kinds is {self.question_kinds}; expected at least one kind that every scene allows, "
-                "which place and relation are not; add another, such as color"
+                f"question_kinds is {self.question_kinds}; expected at least one kind that every scene "
+                "allows, which place and relation are not; add another, such as color"
             )
 
 
