@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 import dreamllm.cli
-from dreamllm.cli import VERBS, main
+from dreamllm.cli import MODULES, VERBS, main
 
 
 def module_of(verb: str) -> str:
-    return f"dreamllm.cli.{verb.replace('-', '_')}"
+    return f"dreamllm.cli.{MODULES.get(verb, verb.replace('-', '_'))}"
 
 
 @pytest.mark.parametrize("verb", VERBS)

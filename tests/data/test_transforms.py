@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as PILImage
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from dreamllm.data.transforms import CLIP_MEAN, CLIP_STD, TargetTransform, VisionTransform
+from dreamllm.data.image_processors import Fit
+from dreamllm.data.transforms import TargetTransform, VisionTransform
 from dreamllm.errors import ConfigError
 
 
@@ -16,19 +16,51 @@ def noise(width: int, height: int) -> PILImage.Image:
     return PILImage.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-@pytest.mark.parametrize("size", [(16, 16), (40, 23), (23, 41), (16, 31), (7, 5), (200, 17)])
-def test_the_vision_view_is_that_of_the_clip_processor(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize(("fit", "size"), [("crop", (6, 9)), ("crop", (9, 6)), ("squash", (6, 6))])
+@pytest.mark.parametrize("is_rounded", [True, False])
+def test_a_picture_of_the_right_size_is_not_resampled(
+    fit: Fit, size: tuple[int, int], is_rounded: bool
+) -> None:
     image = noise(*size)
-    processor = CLIPImageProcessorPil(
-        size={"shortest_edge": 16},
-        crop_size={"height": 16, "width": 16},
-        image_mean=CLIP_MEAN,
-        image_std=CLIP_STD,
-    )
+    transform = VisionTransform(6, (0, 0, 0), (1, 1, 1), fit=fit, resample="lanczos", is_rounded=is_rounded)
 
-    expected = processor(image, return_tensors="np")["pixel_values"][0]
+    pixels = (transform(image) * 255).round().astype(np.uint8).transpose(1, 2, 0)
 
-    np.testing.assert_allclose(VisionTransform(16)(image), expected, atol=2e-6)
+    left, top = (size[0] - 6) // 2, (size[1] - 6) // 2
+    np.testing.assert_array_equal(pixels, np.asarray(image)[top : top + 6, left : left + 6])
+
+
+@pytest.mark.parametrize("size", [(16, 16), (40, 23), (23, 41), (16, 31), (7, 5), (200, 17)])
+def test_the_target_view_is_a_bilinear_resize_and_the_centre(size: tuple[int, int]) -> None:
+    image = noise(*size)
+    width, height = (16 * side // min(size) for side in size)
+    left, top = (width - 16) // 2, (height - 16) // 2
+    box = (left, top, left + 16, top + 16)
+
+    expected = image.resize((width, height), PILImage.Resampling.BILINEAR).crop(box)
+
+    pixels = TargetTransform(16)(image)
+    np.testing.assert_allclose((pixels.transpose(1, 2, 0) + 1) * 127.5, np.asarray(expected), atol=1e-4)
+
+
+def test_a_squashed_view_shows_the_whole_picture() -> None:
+    image = PILImage.fromarray(
+        np.repeat(np.array([[[0], [255]]], dtype=np.uint8), 3, axis=2)
+    )  # 2 wide, 1 high
+
+    squashed = VisionTransform(2, (0, 0, 0), (1, 1, 1), fit="squash", resample="nearest")(image)
+    cropped = VisionTransform(1, (0, 0, 0), (1, 1, 1), resample="nearest")(image)
+
+    np.testing.assert_array_equal(squashed[0], [[0, 1], [0, 1]])
+    np.testing.assert_array_equal(cropped[0], [[0]])
+
+
+def test_a_margin_is_cut_off_after_the_resize() -> None:
+    image = noise(8, 8)
+
+    pixels = VisionTransform(4, (0, 0, 0), (1, 1, 1), resize_px=8)(image)
+
+    np.testing.assert_array_equal((pixels * 255).round().transpose(1, 2, 0), np.asarray(image)[2:6, 2:6])
 
 
 def test_the_target_view_of_a_picture_of_the_right_size_keeps_every_pixel() -> None:
@@ -77,10 +109,29 @@ def test_any_shape_becomes_a_square(width: int, height: int, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "transform", [VisionTransform(7, (0.1, 0.2, 0.3), (1.0, 2.0, 3.0)), TargetTransform(9)]
+    "transform",
+    [
+        VisionTransform(7, (0.1, 0.2, 0.3), (1.0, 2.0, 3.0)),
+        VisionTransform(7, fit="squash", resize_px=9, resample="lanczos", is_rounded=False),
+        TargetTransform(9),
+    ],
 )
 def test_a_transform_survives_json(transform: VisionTransform | TargetTransform) -> None:
     assert type(transform).from_dict(json.loads(json.dumps(transform.to_dict()))) == transform
+
+
+def test_what_older_models_saved_still_reads() -> None:
+    assert VisionTransform.from_dict(
+        {"image_px": 8, "mean": [0.5] * 3, "std": [0.25] * 3}
+    ) == VisionTransform(
+        8,
+        (0.5, 0.5, 0.5),
+        (0.25, 0.25, 0.25),
+        fit="crop",
+        resize_px=None,
+        resample="bicubic",
+        is_rounded=True,
+    )
 
 
 def test_unknown_keys_and_impossible_values_are_refused() -> None:
@@ -90,3 +141,9 @@ def test_unknown_keys_and_impossible_values_are_refused() -> None:
         TargetTransform(0)
     with pytest.raises(ConfigError, match="std above 0"):
         VisionTransform(8, std=(1.0, 0.0, 1.0))
+    with pytest.raises(ConfigError, match="resize_px=8 leaves no margin around image_px=8"):
+        VisionTransform(8, resize_px=8)
+    with pytest.raises(ConfigError, match="fit is 'pad'; choose one of crop, squash"):
+        VisionTransform.from_dict({"image_px": 8, "fit": "pad"})
+    with pytest.raises(ConfigError, match=r"resample is 'cubic'; choose one of nearest, .*bicubic"):
+        VisionTransform.from_dict({"image_px": 8, "resample": "cubic"})

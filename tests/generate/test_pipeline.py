@@ -2,10 +2,12 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 from PIL import Image as PILImage
+from tests.checkpoint.tiny_hub import TOKEN, tiny_hub
 
-from dreamllm.checkpoint.encoder import transforms_of
-from dreamllm.checkpoint.pretrained import save_model
+from dreamllm.checkpoint.card import Stage
+from dreamllm.checkpoint.pretrained import PartSource, read_index
 from dreamllm.document.document import Document, Image, Text
 from dreamllm.document.events import fold
 from dreamllm.errors import CheckpointError, ConfigError, DocumentError
@@ -76,25 +78,72 @@ def test_ask_answers_in_words_alone(make_generator, letters, tokenizer):
     assert answer.isalpha()
 
 
-def test_a_saved_model_answers_as_the_one_in_memory(model, make_generator, letters, tokenizer, tmp_path):
-    # The head's bias of these tests is no part of a stock Llama, so it goes before the model is saved.
+SOURCES = {"language_model": PartSource(source="owner/words", revision="a" * 40, license="mit")}
+STAGE = Stage(name="stage1", steps=3, trained=("dream_queries",), documents=("until 100%: 100% world",))
+
+
+@pytest.fixture(scope="module")
+def plain(make_generator, letters):
+    """A model that can be saved: the head's bias of these tests is no part of a stock Llama."""
     generator = make_generator(letters)
     generator.model.language_model.lm_head.bias = None
-    save_model(
-        generator.model, tmp_path / "m", tokenizer=tokenizer, transforms=transforms_of(generator.encoder)
-    )
+    return DreamLLM(generator.model, generator.encoder, sources=SOURCES)
 
-    loaded = DreamLLM.from_pretrained(tmp_path / "m", device="cpu")
 
-    assert loaded.encoder.sizes == generator.encoder.sizes
-    drawn = np.asarray(loaded.draw(["red"], num_inference_steps=2)[0]).astype(int)
-    expected = DreamLLM(generator.model, generator.encoder).draw(["red"], num_inference_steps=2)[0]
-    assert np.abs(drawn - np.asarray(expected)).max() <= 1
+def assert_same(loaded, model):
+    """Both write the same words and draw the same picture."""
+    assert loaded.encoder.sizes == model.encoder.sizes
+    assert loaded.sources == model.sources
+    story = Document(parts=(Image(source=PICTURE, learn=False), Text(text="once")))
+    told, written = (each.generate(story, mode="text", max_new_tokens=8) for each in (loaded, model))
+    assert told.text == written.text
+    assert len(told.text) == len("once") + 8
+    drawn, expected = (np.asarray(each.draw(["red"], num_inference_steps=2)[0]) for each in (loaded, model))
+    assert np.array_equal(drawn, expected)
+
+
+def test_a_saved_model_answers_as_the_one_in_memory(plain, tmp_path):
+    assert plain.save_pretrained(tmp_path / "m", stages=[STAGE]) == tmp_path / "m"
+
+    assert_same(DreamLLM.from_pretrained(tmp_path / "m", device="cpu"), plain)
+    assert read_index(tmp_path / "m").sources == SOURCES
+    card = ModelCard.load(tmp_path / "m" / "README.md")
+    assert card.data.base_model == ["owner/words"]
+    assert "| stage1 | 3 | dream_queries |" in card.content
+    assert 'from_pretrained("./m")' in card.content
+
+
+def test_a_saved_folder_holds_no_pickle_and_no_code(plain, tmp_path):
+    folder = plain.save_pretrained(tmp_path / "m")
+
+    suffixes = {path.suffix for path in folder.rglob("*") if path.is_file()}
+    assert {".safetensors", ".json", ".md"} <= suffixes <= {".safetensors", ".json", ".md", ".jinja", ".txt"}
+
+
+def test_a_pushed_model_answers_as_the_one_in_memory(plain, tmp_path, monkeypatch):
+    with tiny_hub(monkeypatch, tmp_path) as hub:
+        address = plain.push_to_hub("owner/m", revision="v1", private=True, token=TOKEN, commit_message="one")
+
+        assert_same(DreamLLM.from_pretrained("owner/m@v1", device="cpu"), plain)
+        assert_same(DreamLLM.from_pretrained("owner/m", revision="v1", device="cpu"), plain)
+
+    assert "/owner/m/commit/" in address
+    assert hub.private == {"owner/m"}
+    assert hub.messages == ["one"]
+    assert hub.repositories["owner/m"]["main"] == {}
+    assert 'from_pretrained("owner/m@v1")' in hub.repositories["owner/m"]["v1"]["README.md"].decode()
+    assert_same(DreamLLM.from_pretrained("owner/m@v1", device="cpu", local_files_only=True), plain)
 
 
 def test_an_unknown_model_is_one_line_that_names_the_shipped_ones(tmp_path):
     with pytest.raises(CheckpointError, match=r"'no-such' is neither a model folder nor a model that ships"):
         DreamLLM.from_pretrained("no-such")
+    with pytest.raises(CheckpointError, match="'tiny' ships with the package and has no revision 'v1'"):
+        DreamLLM.from_pretrained("tiny", revision="v1")
+    with pytest.raises(
+        CheckpointError, match="'owner/name': local_files_only is set; the cache holds no whole"
+    ):
+        DreamLLM.from_pretrained("owner/name", local_files_only=True)
 
 
 def test_a_prompt_of_something_else_is_refused(model):
@@ -121,7 +170,7 @@ def test_the_keyword_options_are_the_fields_of_the_options():
         ({"max_images": -1}, "max_images is -1; it must be 0 or more"),
         ({"preview_every": 0}, "preview_every is 0; it must be at least 1"),
         ({"mode": "song"}, "mode is 'song'; it must be one of interleaved, text, image"),
-        ({"scheduler": "euler"}, "scheduler is 'euler'; it must be one of dpm, ddpm, ddim"),
+        ({"scheduler": "heun"}, "scheduler is 'heun'; it must be one of dpm, ddpm, ddim, euler"),
     ],
 )
 def test_an_option_that_cannot_be_meant_is_refused(option, message):

@@ -181,8 +181,11 @@ def test_conditions_are_the_projected_states_at_the_queries():
 
     conditions = model.conditions(hidden, batch.dream_slots)
 
-    assert conditions.shape == (3, NUM_QUERIES, 24)
-    assert_close(conditions[0], hidden[0, first : first + NUM_QUERIES] @ model.condition_projector.weight.T)
+    assert conditions.tokens.shape == (3, NUM_QUERIES, 24)
+    assert conditions.pooled.shape == (3, 0)
+    assert_close(
+        conditions.tokens[0], hidden[0, first : first + NUM_QUERIES] @ model.condition_projector.weight.T
+    )
 
 
 def test_the_parts_for_generation_are_those_of_training():
@@ -236,7 +239,7 @@ def test_settings_and_language_models_that_do_not_fit_are_refused():
         dreamllm(capped)
     with pytest.raises(ConfigError, match="num_dream_queries is 0"):
         DreamLLMConfig(num_dream_queries=0)
-    with pytest.raises(ConfigError, match="choose 'linear' or 'mlp'"):
+    with pytest.raises(ConfigError, match="choose one of linear, mlp"):
         DreamLLMConfig(visual_projector="conv")
     with pytest.raises(ConfigError, match="no chat template"):
         DreamLLMConfig(chat_template="vicuna")

@@ -5,6 +5,7 @@ from tests.models.tiny import decoder, picture
 from torch.testing import assert_close
 
 from dreamllm.errors import ConfigError
+from dreamllm.models.decoders.condition import Condition
 
 # diffusers 0.42 turns tensors into NumPy arrays in the manner of NumPy 1; delete when it no longer does
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -17,7 +18,8 @@ def generators(*seeds):
 
 
 def conditions(num_images, seed=9):
-    return torch.randn(num_images, 3, 24, generator=torch.Generator().manual_seed(seed))
+    tokens = torch.randn(num_images, 3, 24, generator=torch.Generator().manual_seed(seed))
+    return Condition.of_tokens(tokens)
 
 
 def test_encoding_samples_the_posterior_and_scales_it():
@@ -51,7 +53,7 @@ def test_the_loss_equals_a_plain_computation_with_the_same_random_numbers():
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2  # Stable Diffusion's schedule
     signal = torch.cumprod(1 - betas, 0)[timesteps].view(2, 1, 1, 1)
     noisy = signal.sqrt() * latents + (1 - signal).sqrt() * noise
-    expected = (SHARED.unet(noisy, timesteps, condition).sample - noise).square().mean(dim=(1, 2, 3))
+    expected = (SHARED.unet(noisy, timesteps, condition.tokens).sample - noise).square().mean(dim=(1, 2, 3))
 
     losses = SHARED.denoising_loss(latents, condition, torch.Generator().manual_seed(7))
 
@@ -61,7 +63,7 @@ def test_the_loss_equals_a_plain_computation_with_the_same_random_numbers():
 def test_several_noises_a_picture_are_averaged_within_the_picture():
     latents, condition = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), conditions(2)
     repeated = SHARED.denoising_loss(
-        latents.repeat_interleave(3, 0), condition.repeat_interleave(3, 0), torch.Generator().manual_seed(1)
+        latents.repeat_interleave(3, 0), condition.repeat(3), torch.Generator().manual_seed(1)
     )
 
     losses = SHARED.denoising_loss(latents, condition, torch.Generator().manual_seed(1), noises_per_image=3)
@@ -70,13 +72,14 @@ def test_several_noises_a_picture_are_averaged_within_the_picture():
 
 
 def test_the_gradient_reaches_the_condition_and_nothing_frozen():
-    condition = conditions(1).requires_grad_()
+    condition = conditions(1)
+    condition.tokens.requires_grad_()
 
     SHARED.denoising_loss(
         torch.randn(1, 4, 8, 8), condition, torch.Generator().manual_seed(0)
     ).sum().backward()
 
-    assert condition.grad.abs().max() > 0
+    assert condition.tokens.grad.abs().max() > 0
     assert all(p.grad is None and not p.requires_grad for p in SHARED.parameters())
     assert not any(module.training for module in SHARED.train().modules())
 
@@ -124,8 +127,8 @@ def test_ddim_equals_a_plain_loop_with_guidance():
     state = latents
     with torch.no_grad():
         for t in sampler.timesteps:
-            blank = SHARED.unet(state, t, unconditional).sample
-            full = SHARED.unet(state, t, condition).sample
+            blank = SHARED.unet(state, t, unconditional.tokens).sample
+            full = SHARED.unet(state, t, condition.tokens).sample
             state = sampler.step(blank + 2.5 * (full - blank), t, state).prev_sample
         expected = SHARED.vae.decode(state / 0.18215).sample.clamp(-1, 1)
 
@@ -158,7 +161,10 @@ def test_every_step_is_told_with_its_latents():
         ({"noise": generators(0), "guidance_scale": 2.0}, "no unconditional condition"),
         ({"noise": generators(0, 1), "guidance_scale": 1}, "noise for 2 pictures but 1 conditions"),
         ({"noise": torch.zeros(1, 4, 8, 8), "guidance_scale": 1, "scheduler": "ddpm"}, "noise in every step"),
-        ({"noise": generators(0), "guidance_scale": 1, "scheduler": "euler"}, "no sampler 'euler'"),
+        (
+            {"noise": generators(0), "guidance_scale": 1, "scheduler": "euler"},
+            "cannot draw with the sampler 'euler'",
+        ),
     ],
 )
 def test_sampling_that_cannot_be_meant_is_refused(options, message):

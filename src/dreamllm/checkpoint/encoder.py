@@ -6,8 +6,8 @@ from dreamllm.checkpoint.pretrained import read_transforms
 from dreamllm.data.transforms import TargetTransform, VisionTransform
 from dreamllm.errors import CheckpointError
 from dreamllm.models.dreamllm import DreamLLM
-from dreamllm.sequence.chat import chat_template
 from dreamllm.sequence.encode import EncodeOptions, SequenceEncoder
+from dreamllm.sequence.stock_chat import resolve_chat
 from dreamllm.sequence.tokenizer import Tokenizer
 
 VISION, TARGET = "vision", "target"
@@ -33,7 +33,7 @@ def encoder_of(
     return SequenceEncoder(
         tokenizer=tokenizer,
         sizes=model.slot_sizes,
-        chat=chat_template(model.config.chat_template),
+        chat=resolve_chat(model.config.chat_template, tokenizer.hf),
         vision_transform=VisionTransform.from_dict(transforms[VISION]),
         target_transform=TargetTransform.from_dict(transforms[TARGET]),
         options=options or EncodeOptions(max_length=length),

@@ -5,39 +5,43 @@
     vision_encoder/                  transformers
     image_processor/NAME.json        the picture transforms, as plain values
     connectors/                      projectors and dream queries: the only part of our own
-    image_decoder/{unet,vae,scheduler}/   diffusers
+    image_decoder/{unet|transformer,vae,scheduler}/   diffusers
 
 Every part loads with its own library and without this package. Tensors are safetensors only.
 """
 
 import copy
-import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
 import diffusers
 import torch
 import transformers
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, CLIPVisionModel
 
+from dreamllm.checkpoint.parts import (
+    damaged,
+    folder_of_part,
+    load_image_decoder,
+    load_language_model,
+    load_vision_model,
+    raise_for_tensors,
+    read_json,
+    write_json,
+)
 from dreamllm.errors import CheckpointError, ConfigError
-from dreamllm.models.decoders.stable_diffusion import StableDiffusionDecoder
 from dreamllm.models.dreamllm import DreamLLM, DreamLLMConfig
 from dreamllm.version import __version__
 
 FORMAT_VERSION: Final = 1
 _INDEX: Final = "model_index.json"
-_CONNECTORS: Final = ("visual_projector", "dream_queries", "condition_projector")
+_CONNECTORS: Final = ("visual_projector", "dream_queries", "condition_projector", "pooled_projector")
 _Part = TypeVar("_Part", bound=nn.Module)
 
 
@@ -49,6 +53,17 @@ class SavesPretrained(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PartSource:
+    """Where a part came from."""
+
+    source: str
+    """A hub id, or the name of a local folder."""
+    revision: str | None = None
+    license: str | None = None
+    """As its own card states it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ModelIndex:
     """What `model_index.json` says."""
 
@@ -57,6 +72,8 @@ class ModelIndex:
     versions: dict[str, str]
     """Of this package, torch, transformers and diffusers, when the folder was written."""
     config: DreamLLMConfig
+    sources: dict[str, PartSource] = field(default_factory=dict)
+    """Where the parts came from, by the name of their folder, as far as it is known."""
 
 
 def save_model(
@@ -65,6 +82,7 @@ def save_model(
     *,
     tokenizer: SavesPretrained,
     transforms: Mapping[str, Mapping[str, Any]],
+    sources: Mapping[str, PartSource] | None = None,
     dtype: torch.dtype | None = None,
 ) -> Path:
     """Write the model to a folder, which appears whole or not at all.
@@ -87,7 +105,7 @@ def save_model(
         _write_parts(model, folder, dtype)
         tokenizer.save_pretrained(folder / "tokenizer")
         for name, transform in transforms.items():
-            _write_json(folder / "image_processor" / f"{name}.json", transform)
+            write_json(folder / "image_processor" / f"{name}.json", transform)
         index = ModelIndex(
             format_version=FORMAT_VERSION,
             model_class=type(model).__name__,
@@ -98,8 +116,9 @@ def save_model(
                 "diffusers": diffusers.__version__,
             },
             config=model.config,
+            sources=dict(sources or {}),
         )
-        _write_json(folder / _INDEX, asdict(index))
+        write_json(folder / _INDEX, asdict(index))
         _swap_in(folder, path, old=Path(aside) / "old")
     return path
 
@@ -115,25 +134,15 @@ def load_model(
     """
     path = Path(path)
     index = read_index(path)
-    decoder = path / "image_decoder"
-    scheduler_folder = _folder(decoder / "scheduler")
-    try:
-        scheduler = DDPMScheduler.from_pretrained(scheduler_folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise _damaged(scheduler_folder, error) from error
     model = DreamLLM(
         index.config,
-        language_model=_load_part(AutoModelForCausalLM, path / "language_model", dtype=dtype),
-        vision_model=_load_part(CLIPVisionModel, path / "vision_encoder", dtype=dtype),
-        image_decoder=StableDiffusionDecoder(
-            _load_part(UNet2DConditionModel, decoder / "unet", torch_dtype=dtype, low_cpu_mem_usage=False),
-            _load_part(AutoencoderKL, decoder / "vae", torch_dtype=dtype, low_cpu_mem_usage=False),
-            scheduler,
-        ),
+        language_model=load_language_model(path / "language_model", dtype=dtype),
+        vision_model=load_vision_model(path / "vision_encoder", dtype=dtype),
+        image_decoder=load_image_decoder(path / "image_decoder", dtype=dtype),
     )
     _load_connectors(model, path / "connectors")
-    for name in _CONNECTORS:
-        getattr(model, name).to(dtype)
+    for connector in _connectors(model).values():
+        connector.to(dtype)
     return model.to(device).eval()
 
 
@@ -148,7 +157,7 @@ def read_index(path: str | Path) -> ModelIndex:
         raise CheckpointError(
             f"{path} is no model folder: it has no {_INDEX}; give a folder that `save_model` wrote"
         )
-    values = _read_json(path / _INDEX)
+    values = read_json(path / _INDEX)
     if values.get("format_version") != FORMAT_VERSION or values.get("model_class") != DreamLLM.__name__:
         raise CheckpointError(
             f"{path / _INDEX} describes a {values.get('model_class')!r} in format "
@@ -156,38 +165,39 @@ def read_index(path: str | Path) -> ModelIndex:
             f"{FORMAT_VERSION}, so load it with the version of the package that wrote it"
         )
     try:
-        return ModelIndex(**{**values, "config": DreamLLMConfig(**values["config"])})
+        config = DreamLLMConfig(**values["config"])
+        sources = {name: PartSource(**each) for name, each in values.get("sources", {}).items()}
+        return ModelIndex(**{**values, "config": config, "sources": sources})
     except (KeyError, TypeError, ConfigError) as error:
-        raise _damaged(path / _INDEX, error) from error
+        raise damaged(path / _INDEX, error) from error
 
 
 def read_transforms(path: str | Path) -> dict[str, dict[str, Any]]:
     """The picture transforms of a model folder, by name."""
-    files = sorted(_folder(Path(path) / "image_processor").glob("*.json"))
-    return {file.stem: _read_json(file) for file in files}
+    files = sorted(folder_of_part(Path(path) / "image_processor").glob("*.json"))
+    return {file.stem: read_json(file) for file in files}
 
 
 def _write_parts(model: DreamLLM, folder: Path, dtype: torch.dtype | None) -> None:
     if model.special_token_rows is not None:
         model.special_token_rows.write_back()
-    decoder = model.image_decoder
     _in_dtype(model.language_model, dtype).save_pretrained(folder / "language_model")
     _in_dtype(model.vision_encoder.model, dtype).save_pretrained(folder / "vision_encoder")
-    _in_dtype(decoder.unet, dtype).save_pretrained(folder / "image_decoder" / "unet")
-    _in_dtype(decoder.vae, dtype).save_pretrained(folder / "image_decoder" / "vae")
-    decoder.scheduler.save_pretrained(folder / "image_decoder" / "scheduler")
-    for name in ("unet", "vae"):
-        _forget_origin(folder / "image_decoder" / name / "config.json")
+    for name, part in model.image_decoder.parts().items():
+        to_save = _in_dtype(part, dtype) if isinstance(part, nn.Module) else part
+        to_save.save_pretrained(folder / "image_decoder" / name)
+        if isinstance(part, nn.Module):
+            _forget_origin(folder / "image_decoder" / name / "config.json")
     tensors = _connector_tensors(model)
     stored = {name: tensor.to(dtype or tensor.dtype).contiguous() for name, tensor in tensors.items()}
     shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    _write_json(folder / "connectors" / "config.json", {"config": asdict(model.config), "shapes": shapes})
+    write_json(folder / "connectors" / "config.json", {"config": asdict(model.config), "shapes": shapes})
     save_file(stored, folder / "connectors" / "model.safetensors", metadata={"format": "pt"})
 
 
 def _forget_origin(config: Path) -> None:
     """Take out the folder that diffusers notes a part was once loaded from: it means nothing elsewhere."""
-    _write_json(config, {key: value for key, value in _read_json(config).items() if key != "_name_or_path"})
+    write_json(config, {key: value for key, value in read_json(config).items() if key != "_name_or_path"})
 
 
 def _in_dtype(part: _Part, dtype: torch.dtype | None) -> _Part:
@@ -198,9 +208,14 @@ def _in_dtype(part: _Part, dtype: torch.dtype | None) -> _Part:
 def _connector_tensors(model: DreamLLM) -> dict[str, Tensor]:
     return {
         f"{name}.{key}": tensor
-        for name in _CONNECTORS
-        for key, tensor in getattr(model, name).state_dict().items()
+        for name, connector in _connectors(model).items()
+        for key, tensor in connector.state_dict().items()
     }
+
+
+def _connectors(model: DreamLLM) -> dict[str, nn.Module]:
+    connectors = {name: getattr(model, name) for name in _CONNECTORS}
+    return {name: connector for name, connector in connectors.items() if connector is not None}
 
 
 def _swap_in(new: Path, path: Path, *, old: Path) -> None:
@@ -223,87 +238,22 @@ def _sync(path: Path) -> None:
     os.close(handle)
 
 
-def _load_part(part_class: Any, path: Path, **options: Any) -> Any:
-    """A stock part from its folder, every tensor accounted for."""
-    folder = _folder(path)
-    try:
-        part, report = part_class.from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that they are in the report
-            **options,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise _damaged(folder, error) from error
-    faults = {
-        "missing": [str(key) for key in report["missing_keys"]],
-        "left over": [str(key) for key in report["unexpected_keys"]],
-        "of the wrong shape": [
-            f"{key} {tuple(stored)} instead of {tuple(expected)}"
-            for key, stored, expected in report["mismatched_keys"]
-        ],
-    }
-    _raise_for(folder, faults)
-    return part
-
-
 def _load_connectors(model: DreamLLM, path: Path) -> None:
-    folder = _folder(path)
+    folder = folder_of_part(path)
     try:
         stored = load_file(folder / "model.safetensors")
     except (OSError, SafetensorError) as error:
-        raise _damaged(folder, error) from error
+        raise damaged(folder, error) from error
     expected = _connector_tensors(model)
-    faults = {
-        "missing": sorted(expected.keys() - stored.keys()),
-        "left over": sorted(stored.keys() - expected.keys()),
-        "of the wrong shape": [
+    raise_for_tensors(
+        folder,
+        missing=sorted(expected.keys() - stored.keys()),
+        left_over=sorted(stored.keys() - expected.keys()),
+        misshapen=[
             f"{name} {tuple(stored[name].shape)} instead of {tuple(expected[name].shape)}"
             for name in sorted(expected.keys() & stored.keys())
             if stored[name].shape != expected[name].shape
         ],
-    }
-    _raise_for(folder, faults)
+    )
     for name, tensor in expected.items():
         tensor.copy_(stored[name])
-
-
-def _raise_for(folder: Path, faults: Mapping[str, list[str]]) -> None:
-    found = [
-        f"{len(names)} {fault}: {', '.join(sorted(names)[:8])}" for fault, names in faults.items() if names
-    ]
-    if found:
-        raise CheckpointError(
-            f"the tensors in {folder} do not fit the model it describes ({'; '.join(found)}); "
-            "save the model again, or restore the folder from where it came"
-        )
-
-
-def _folder(path: Path) -> Path:
-    if not path.is_dir():
-        raise CheckpointError(
-            f"{path} is missing; a model folder holds every part, so save the model again "
-            "or copy the folder whole"
-        )
-    return path
-
-
-def _damaged(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"{path} cannot be read: {type(error).__name__}: {error}; "
-        "save the model again, or restore the folder from where it came"
-    )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _damaged(path, error) from error
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

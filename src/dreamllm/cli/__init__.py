@@ -19,11 +19,17 @@ VERBS = {
     "generate": "write an illustrated document that answers a prompt",
     "demo": "show what the shipped model can do, on one page, in under a minute",
     "eval": "measure what a model can do: answers, captions, pictures, illustrated documents",
+    "compose": "make a new model of a language model, a vision encoder and an image decoder",
+    "plan": "what a recipe needs: parameters, memory per GPU, tokens and steps, before anything is trained",
+    "import": "turn an official DreamLLM checkpoint into a model folder",
+    "export": "turn a model folder into an official DreamLLM checkpoint",
     "world": "write a sample of the world the tiny models live in, as a folder to open",
     "doctor": "check this installation, and a model folder if one is named",
     "show-config": "print a recipe with its defaults filled in and its overrides applied",
 }
 """Every verb and its line in `dreamllm --help`. The module of `show-config` is `dreamllm.cli.show_config`."""
+MODULES = {"import": "import_model", "export": "export_model"}
+"""Modules that are not named like their verb, because a keyword names no module."""
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -74,7 +80,7 @@ def _dispatch(arguments: list[str]) -> int:
         raise ConfigError(f"unknown verb {verb!r}; {offer} `dreamllm --help` describes every verb")
     import tyro  # a quarter of a second that `dreamllm --help` need not wait for
 
-    module = importlib.import_module(f"dreamllm.cli.{verb.replace('-', '_')}")
+    module = importlib.import_module(f"dreamllm.cli.{MODULES.get(verb, verb.replace('-', '_'))}")
     status: int | None = tyro.cli(module.run, prog=f"dreamllm {verb}", args=rest)
     return status or 0
 

@@ -1,29 +1,47 @@
 """Pictures to arrays: one view for the vision encoder, one for the image decoder (DreamLLM, section 3.2).
 
-Both views show the same part of a picture: the shortest side is brought to size and the centre is cut out.
-There is no random flip, which would make "left" and "right" wrong and mirror rendered text.
+By default both views show the same part of a picture: the shortest side is brought to size and the centre is
+cut out. There is no random flip, which would make "left" and "right" wrong and mirror rendered text.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from PIL import Image as PILImage
 
+from dreamllm.data.image_processors import (
+    CLIP_MEAN,
+    CLIP_STD,
+    Fit,
+    Resample,
+    default_preprocessor,
+    read_preprocessor,
+    write_preprocessor,
+)
 from dreamllm.errors import ConfigError
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True, slots=True)
 class VisionTransform:
-    """View for the vision encoder: bicubic, normalised per channel; defaults are those of OpenAI CLIP."""
+    """View for the vision encoder, normalised per channel; defaults are those of OpenAI CLIP."""
 
     image_px: int
+    """Side of the square that comes out."""
     mean: tuple[float, float, float] = CLIP_MEAN
+    """Of pixels in [0, 1]."""
     std: tuple[float, float, float] = CLIP_STD
+    """Of pixels in [0, 1]."""
+    fit: Fit = "crop"
+    """How a picture is brought to a square."""
+    resize_px: int | None = None
+    """Side to resize to where a margin is cut off afterwards, as DINOv2 does; None: `image_px`."""
+    resample: Resample = "bicubic"
+    """The filter of the resize."""
+    is_rounded: bool = True
+    """Whether pixels are 8 bits again after the resize; DINOv3's are not."""
 
     def __post_init__(self) -> None:
         _check_size(self.image_px)
@@ -32,10 +50,25 @@ class VisionTransform:
                 f"mean={self.mean} and std={self.std} cannot normalise RGB; "
                 "expected three values each, std above 0; check the preprocessor of the vision encoder"
             )
+        if self.resize_px is not None and self.resize_px <= self.image_px:
+            raise ConfigError(
+                f"resize_px={self.resize_px} leaves no margin around image_px={self.image_px}; "
+                "expected more than image_px; leave it out for no margin"
+            )
+        for name, known in (("fit", get_args(Fit)), ("resample", get_args(Resample))):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(known)}")
 
     def __call__(self, image: PILImage.Image) -> Float[np.ndarray, "3 H W"]:
         """Pixels of an RGB picture, float32."""
-        pixels = _square(image, self.image_px, PILImage.Resampling.BICUBIC) / np.float32(255)
+        side = self.resize_px or self.image_px
+        resized = _resize(
+            image,
+            _shortest_side_to(side, image) if self.fit == "crop" else (side, side),
+            PILImage.Resampling[self.resample.upper()],
+            is_rounded=self.is_rounded,
+        )
+        pixels = _centre(resized, self.image_px) / np.float32(255)
         mean = np.asarray(self.mean, dtype=np.float32)
         std = np.asarray(self.std, dtype=np.float32)
         return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1))
@@ -51,6 +84,32 @@ class VisionTransform:
         known: dict[str, Any] = {key: tuple(v) if key in ("mean", "std") else v for key, v in value.items()}
         return cls(**known)
 
+    @classmethod
+    def from_preprocessor(cls, config: Mapping[str, Any], *, image_px: int | None = None) -> Self:
+        """What the stock processor of a `preprocessor_config.json` does; `image_px` is the side that the
+        vision model reads, None for a model that reads any.
+
+        Raises:
+            ConfigError: the file asks for what is not offered here, or its pictures have another size.
+        """
+        transform = cls(**read_preprocessor(config))
+        if image_px not in (None, transform.image_px):
+            raise ConfigError(
+                f"preprocessor_config.json makes pictures of {transform.image_px} pixels but the vision "
+                f"model reads {image_px}; give the preprocessor of this model, or correct its sizes"
+            )
+        return transform
+
+    @classmethod
+    def for_model_type(cls, model_type: str, *, image_px: int) -> Self:
+        """The view with which vision models of a type were trained; for folders without a preprocessor."""
+        return cls.from_preprocessor(default_preprocessor(model_type, image_px=image_px), image_px=image_px)
+
+    def to_preprocessor(self) -> dict[str, Any]:
+        """A `preprocessor_config.json` of a stock class that makes the same pixels; `from_preprocessor` is
+        its inverse. The class for pixels that are not rounded needs torchvision."""
+        return write_preprocessor(**asdict(self))
+
 
 @dataclass(frozen=True, slots=True)
 class TargetTransform:
@@ -63,7 +122,8 @@ class TargetTransform:
 
     def __call__(self, image: PILImage.Image) -> Float[np.ndarray, "3 H W"]:
         """Pixels of an RGB picture, float32, [-1, 1]."""
-        pixels = _square(image, self.image_px, PILImage.Resampling.BILINEAR)
+        size = _shortest_side_to(self.image_px, image)
+        pixels = _centre(_resize(image, size, PILImage.Resampling.BILINEAR), self.image_px)
         return np.ascontiguousarray((pixels / np.float32(127.5) - np.float32(1)).transpose(2, 0, 1))
 
     def to_dict(self) -> dict[str, Any]:
@@ -77,20 +137,31 @@ class TargetTransform:
         return cls(**value)
 
 
-def _square(
-    image: PILImage.Image, size: int, resample: PILImage.Resampling
-) -> Float[np.ndarray, "size size 3"]:
-    """Shortest side to `size`, then the centre; float32, [0, 255]. A picture already of that size is not
-    resampled."""
+def _shortest_side_to(side: int, image: PILImage.Image) -> tuple[int, int]:
+    """Width and height with the shortest brought to `side`; the other is rounded down."""
     width, height = image.size
     shortest = min(width, height)
-    if shortest != size:
-        width, height = size * width // shortest, size * height // shortest
-        image = image.resize((width, height), resample=resample)
-    left, top = (width - size) // 2, (height - size) // 2
-    if (width, height) != (size, size):
-        image = image.crop((left, top, left + size, top + size))
-    return np.asarray(image, dtype=np.float32)
+    return side * width // shortest, side * height // shortest
+
+
+def _resize(
+    image: PILImage.Image, size: tuple[int, int], resample: PILImage.Resampling, *, is_rounded: bool = True
+) -> Shaped[np.ndarray, "H W 3"]:
+    """Width and height to `size`; [0, 255], uint8 if rounded. A picture already of that size is not
+    resampled."""
+    if image.size == size:
+        return np.asarray(image)
+    if is_rounded:
+        return np.asarray(image.resize(size, resample=resample))
+    channels = [channel.convert("F").resize(size, resample=resample) for channel in image.split()]
+    return np.stack([np.asarray(channel) for channel in channels], axis=-1)
+
+
+def _centre(pixels: Shaped[np.ndarray, "H W 3"], side: int) -> Float[np.ndarray, "side side 3"]:
+    """The square in the middle, half a pixel up and left where it cannot be exact; float32."""
+    height, width, _ = pixels.shape
+    top, left = (height - side) // 2, (width - side) // 2
+    return pixels[top : top + side, left : left + side].astype(np.float32)
 
 
 def _check_size(image_px: int) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from dreamllm.errors import CheckpointError
+from dreamllm.models.decoders.condition import Condition
 from dreamllm.models.decoders.stable_diffusion import StableDiffusionDecoder
 from dreamllm.runtime.seeding import derive_seed, make_generator
 from dreamllm.sequence.captions import CaptionTokens
@@ -71,12 +72,12 @@ class Baseline:
     ) -> list[PILImage.Image]:
         """One picture a caption; each has noise of its own, whatever it is batched with."""
         pictures: list[PILImage.Image] = []
-        unconditional = self.condition([""])
+        unconditional = Condition.of_tokens(self.condition([""]))
         for start in range(0, len(texts), batch_size):
             chunk = texts[start : start + batch_size]
             noise = [make_generator(derive_seed(seed, "baseline", start + i)) for i in range(len(chunk))]
             pixels = self._decoder.sample(
-                self.condition(chunk),
+                Condition.of_tokens(self.condition(chunk)),
                 unconditional,
                 noise=noise,
                 num_inference_steps=num_inference_steps,

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from dreamllm.models.language_model import run_decoder
+
 Chunks = dict[int, Float[Tensor, "T D"]]
 """New embeddings of some rows, by row number; lengths may differ."""
 
@@ -99,11 +101,7 @@ class RowCache(Cache):
 
 
 class Reader(Protocol):
-    """Feeds chunks of embeddings to rows of a language model.
-
-    Its attention must be `sdpa`, which takes a boolean mask; `eager` would add it to the scores as 0 and 1.
-    `DreamLLM` sees to that.
-    """
+    """Feeds chunks of embeddings to rows of a model."""
 
     def read(self, chunks: Chunks) -> Chunks:
         """Append a chunk to each named row and return the final hidden states at its positions."""
@@ -118,7 +116,7 @@ class CachedReader:
     """Reads every position once."""
 
     def __init__(self, language_model: PreTrainedModel, *, num_rows: int, max_length: int) -> None:
-        self.decoder = language_model.get_decoder()
+        self.language_model = language_model
         self.max_length = max_length
         self.lengths = [0] * num_rows
         num_layers = language_model.config.get_text_config().num_hidden_layers
@@ -144,13 +142,9 @@ class CachedReader:
         )
         self.cache.set_plan(plan)
         mask = torch.arange(plan.length) <= positions[:, :, None]  # (A, T, length)
-        hidden = self.decoder(
-            inputs_embeds=embeds,
-            attention_mask=mask[:, None].to(device),
-            position_ids=positions.to(device),
-            past_key_values=self.cache,
-            use_cache=True,
-        ).last_hidden_state
+        hidden = run_decoder(
+            self.language_model, embeds, mask[:, None].to(device), positions.to(device), self.cache
+        )
         for row, size in zip(rows, sizes.tolist(), strict=True):
             self.lengths[row] += size
         return {row: hidden[i, :size] for i, (row, size) in enumerate(zip(rows, sizes.tolist(), strict=True))}
@@ -164,7 +158,7 @@ class PrefixReader:
     """Reads all positions of a row again at every step. Slow; the measure that the cache is held to."""
 
     def __init__(self, language_model: PreTrainedModel) -> None:
-        self.decoder = language_model.get_decoder()
+        self.language_model = language_model
         self.prefixes: Chunks = {}
 
     def read(self, chunks: Chunks) -> Chunks:
@@ -176,12 +170,12 @@ class PrefixReader:
         embeds, sizes = _pad([self.prefixes[row] for row in rows])
         size = embeds.shape[1]
         causal = torch.ones(size, size, dtype=torch.bool, device=embeds.device).tril()
-        hidden = self.decoder(
-            inputs_embeds=embeds,
-            attention_mask=causal.expand(len(rows), 1, size, size),
-            position_ids=torch.arange(size, device=embeds.device).expand(len(rows), size),
-            use_cache=False,
-        ).last_hidden_state
+        hidden = run_decoder(
+            self.language_model,
+            embeds,
+            causal.expand(len(rows), 1, size, size),
+            torch.arange(size, device=embeds.device).expand(len(rows), size),
+        )
         return {
             row: hidden[i, length - chunks[row].shape[0] : length]
             for i, (row, length) in enumerate(zip(rows, sizes.tolist(), strict=True))

@@ -12,7 +12,8 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from dreamllm.generate.options import GenerationOptions
-from dreamllm.models.decoders.stable_diffusion import OnStep, StableDiffusionDecoder
+from dreamllm.models.decoders.condition import Condition
+from dreamllm.models.decoders.image_decoder import ImageDecoder, OnStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +35,9 @@ class _CancelledError(Exception):
 
 
 def draw(
-    decoder: StableDiffusionDecoder,
-    conditions: Float[Tensor, "M Q C"],
-    unconditional: Float[Tensor, "1 Q C"] | None,
+    decoder: ImageDecoder,
+    conditions: Condition,
+    unconditional: Condition | None,
     *,
     generators: Sequence[torch.Generator],
     options: GenerationOptions,
@@ -77,9 +78,9 @@ def draw(
 
 
 def _sample(
-    decoder: StableDiffusionDecoder,
-    conditions: Float[Tensor, "M Q C"],
-    unconditional: Float[Tensor, "1 Q C"] | None,
+    decoder: ImageDecoder,
+    conditions: Condition,
+    unconditional: Condition | None,
     generators: Sequence[torch.Generator],
     options: GenerationOptions,
     on_step: OnStep | None,

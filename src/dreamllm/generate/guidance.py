@@ -13,11 +13,10 @@ unconditional condition is what the dream queries see after BOS and the negative
 """
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from dreamllm.generate.cache import PrefixReader
 from dreamllm.generate.chunks import sequence_chunk
+from dreamllm.models.decoders.condition import Condition
 from dreamllm.models.dreamllm import DreamLLM
 from dreamllm.sequence.encode import SequenceEncoder
 
@@ -28,10 +27,10 @@ class Unconditional:
     def __init__(self, model: DreamLLM, encoder: SequenceEncoder) -> None:
         self._model = model
         self._encoder = encoder
-        self._known: dict[str, Float[Tensor, "1 Q C"]] = {}
+        self._known: dict[str, Condition] = {}
 
     @torch.no_grad()
-    def __call__(self, negative_prompt: str = "") -> Float[Tensor, "1 Q C"]:
+    def __call__(self, negative_prompt: str = "") -> Condition:
         """The condition that guidance moves away from."""
         if negative_prompt not in self._known:
             sequence = self._encoder.unconditional(negative_prompt)

@@ -34,6 +34,7 @@ from dreamllm.generate.options import GenerationOptions
 from dreamllm.generate.prompts import Prompt, encode_prompts
 from dreamllm.generate.rows import Row, RowState, TextRun
 from dreamllm.generate.sampling import next_tokens, row_generator
+from dreamllm.models.decoders.condition import Condition
 from dreamllm.models.dreamllm import DreamLLM
 from dreamllm.sequence.encode import SequenceEncoder
 
@@ -146,8 +147,9 @@ class InterleavedGenerator:
         if dreamers:
             queries = slice(-1 - self.encoder.sizes.num_dream_queries, -1)  # <dream_end> comes after them
             states = torch.stack([hidden[row.cache_row][queries] for row in dreamers])
-            for row, condition in zip(dreamers, self.model.project_conditions(states), strict=True):
-                row.wait(condition)
+            conditions = self.model.project_conditions(states)
+            for number, row in enumerate(dreamers):
+                row.wait(conditions[number : number + 1])
         speakers = [row for row in rows if row.state is not RowState.WAITING]
         if speakers:
             self._speak(speakers, torch.stack([hidden[row.cache_row][-1] for row in speakers]), options)
@@ -184,7 +186,7 @@ class InterleavedGenerator:
         """Draw the pictures of these rows together; each row that goes on will look at its own."""
         loop = draw(
             self.model.image_decoder,
-            torch.stack([row.condition for row in rows if row.condition is not None]),
+            Condition.cat([row.condition for row in rows if row.condition is not None]),
             None if options.guidance_scale == 1 else self.unconditional(options.negative_prompt),
             generators=[row_generator(options.seed, row.name, "picture", row.num_images) for row in rows],
             options=options,

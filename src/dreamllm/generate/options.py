@@ -6,7 +6,7 @@ from typing import Literal, TypedDict
 from dreamllm.errors import ConfigError
 
 Mode = Literal["interleaved", "text", "image"]
-Scheduler = Literal["dpm", "ddpm", "ddim"]
+Scheduler = Literal["dpm", "ddpm", "ddim", "euler"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,8 +29,8 @@ class GenerationOptions:
     """Denoising steps a picture."""
     negative_prompt: str = ""
     """Text that guidance moves away from; the empty text is the unconditional model."""
-    scheduler: Scheduler = "dpm"
-    """DPM-Solver++, ancestral DDPM or DDIM."""
+    scheduler: Scheduler | None = None
+    """DPM-Solver++, ancestral DDPM, DDIM, or Euler along a flow; None takes what fits the image decoder."""
     seed: int = 0
     """Seed of text sampling and of every picture's noise."""
     preview_every: int | None = None
@@ -60,11 +60,12 @@ class GenerationOptions:
             )
         for name, allowed in (
             ("mode", ("interleaved", "text", "image")),
-            ("scheduler", ("dpm", "ddpm", "ddim")),
+            ("scheduler", (None, "dpm", "ddpm", "ddim", "euler")),
         ):
             if getattr(self, name) not in allowed:
                 raise ConfigError(
-                    f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}; choose one"
+                    f"{name} is {getattr(self, name)!r}; it must be one of "
+                    f"{', '.join(each for each in allowed if each)}; choose one"
                 )
 
 
@@ -85,7 +86,7 @@ class DrawOptions(TypedDict, total=False):
     guidance_scale: float
     num_inference_steps: int
     negative_prompt: str
-    scheduler: Scheduler
+    scheduler: Scheduler | None
     seed: int
     draw_batch_size: int
     max_batch_size: int
@@ -103,7 +104,7 @@ class OptionFields(TypedDict, total=False):
     guidance_scale: float
     num_inference_steps: int
     negative_prompt: str
-    scheduler: Scheduler
+    scheduler: Scheduler | None
     seed: int
     preview_every: int | None
     draw_batch_size: int

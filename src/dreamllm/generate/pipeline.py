@@ -7,15 +7,18 @@
 Inside the package `DreamLLM` is also the name of the `nn.Module`; here it is imported as `DreamLLMModule`.
 """
 
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, TypeGuard, Unpack, overload
 
 import torch
 from PIL import Image as PILImage
 
-from dreamllm.checkpoint.encoder import load_encoder
-from dreamllm.checkpoint.pretrained import load_model
+from dreamllm.checkpoint.card import Report, Stage, facts_of, write_card
+from dreamllm.checkpoint.encoder import load_encoder, transforms_of
+from dreamllm.checkpoint.hub import push_folder, resolve_source, split_hub_id
+from dreamllm.checkpoint.pretrained import PartSource, load_model, read_index, save_model
 from dreamllm.document.document import Document, Image, Part, Text
 from dreamllm.document.events import Event
 from dreamllm.errors import CheckpointError, DocumentError
@@ -34,29 +37,91 @@ UserTurn = str | PILImage.Image | Sequence[str | PILImage.Image]
 class DreamLLM:
     """A model that reads and writes illustrated documents, ready to use."""
 
-    def __init__(self, model: DreamLLMModule, encoder: SequenceEncoder) -> None:
-        """The model is put into evaluation mode; its weights must not change while this handle is used."""
+    def __init__(
+        self,
+        model: DreamLLMModule,
+        encoder: SequenceEncoder,
+        *,
+        sources: Mapping[str, PartSource] | None = None,
+    ) -> None:
+        """The model is put into evaluation mode; its weights must not change while this handle is used.
+
+        `sources` tells where the parts came from, by the name of their folder; it is saved with the model.
+        """
         self.model = model.eval()
         self.encoder = encoder
+        self.sources = dict(sources or {})
         self.generator = InterleavedGenerator(model, encoder)
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, *, device: str = "auto", dtype: torch.dtype = torch.float32
+        cls,
+        path: str | Path,
+        *,
+        device: str = "auto",
+        dtype: torch.dtype = torch.float32,
+        revision: str | None = None,
+        local_files_only: bool = False,
     ) -> "DreamLLM":
-        """Load a model folder, or a model that ships with the package by its name.
+        """Load a model that ships with the package by its name, a model folder, or a model of the Hugging
+        Face Hub by its id `owner/name`.
 
         Where a folder has the name of a shipped model, write `./name` for the folder. Device `auto` takes a
-        GPU if there is one.
+        GPU if there is one. `revision` is a branch, a tag or a commit of the hub, which `owner/name@revision`
+        says as well; `local_files_only` takes what its cache holds and asks no hub.
 
         Raises:
-            CheckpointError: there is neither, or the folder is damaged.
+            CheckpointError: there is none of these, the hub cannot be reached, or the folder is damaged.
         """
-        folder = _find(path)
+        folder = _find(path, revision=revision, local_files_only=local_files_only)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         model = load_model(folder, device=device, dtype=dtype)
-        return cls(model, load_encoder(folder, model))
+        return cls(model, load_encoder(folder, model), sources=read_index(folder).sources)
+
+    def save_pretrained(
+        self, path: str | Path, *, stages: Sequence[Stage] = (), reports: Sequence[Report] = ()
+    ) -> Path:
+        """Write the model as a folder of stock parts with its card, and return the path.
+
+        A model folder that is already there is replaced, its card too. `stages` and `reports` are what the
+        card tells of training and evaluation; see `checkpoint/card.py`.
+
+        Raises:
+            CheckpointError: the path holds something that is not a model folder.
+        """
+        return self._save(Path(path), None, stages, reports)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        token: str | None = None,
+        stages: Sequence[Stage] = (),
+        reports: Sequence[Report] = (),
+    ) -> str:
+        """Upload the model with its card to the repository `owner/name` of the Hugging Face Hub, on the
+        branch `revision`, and return the address of the commit.
+
+        What is missing is made. The model that is there is replaced. `private` is heard for a new repository
+        only; without `token` the one of `hf auth login` is used.
+
+        Raises:
+            CheckpointError: the id is no hub id, or the hub refuses or cannot be reached.
+        """
+        location = repo_id if revision is None else f"{repo_id}@{revision}"
+        with tempfile.TemporaryDirectory() as aside:
+            return push_folder(
+                self._save(Path(aside) / "model", location, stages, reports),
+                repo_id,
+                private=private,
+                revision=revision,
+                commit_message=commit_message,
+                token=token,
+            )
 
     @overload
     def generate(self, prompt: UserTurn | Document, **options: Unpack[OptionFields]) -> Document: ...
@@ -102,17 +167,36 @@ class DreamLLM:
         answered = self.generator.generate([prompt], GenerationOptions(mode="text", **options))[0]
         return "".join(part.text for part in answered.parts[len(prompt) :] if isinstance(part, Text))
 
+    def _save(
+        self, path: Path, location: str | None, stages: Sequence[Stage], reports: Sequence[Report]
+    ) -> Path:
+        save_model(
+            self.model,
+            path,
+            tokenizer=self.encoder.tokenizer,
+            transforms=transforms_of(self.encoder),
+            sources=self.sources,
+        )
+        write_card(facts_of(path, location=location, stages=stages, reports=reports), path)
+        return path
 
-def _find(path: str | Path) -> Path:
+
+def _find(path: str | Path, *, revision: str | None, local_files_only: bool) -> Path:
     shipped = sorted(index.parent.name for index in WEIGHTS.glob("*/model_index.json"))
     if isinstance(path, str) and path in shipped:
+        if revision is not None:
+            raise CheckpointError(
+                f"{path!r} ships with the package and has no revision {revision!r}; leave the revision out, "
+                "or give a hub id"
+            )
         return WEIGHTS / path
-    if not Path(path).is_dir():
+    if not (Path(path).expanduser().is_dir() or (isinstance(path, str) and split_hub_id(path))):
         raise CheckpointError(
             f"{str(path)!r} is neither a model folder nor a model that ships with the package "
-            f"({', '.join(shipped) or 'none'}); check the path, or use one of these names"
+            f"({', '.join(shipped) or 'none'}) nor a hub id (owner/name); check the path, or use one of these"
+            " names"
         )
-    return Path(path)
+    return resolve_source(path, revision=revision, local_files_only=local_files_only)
 
 
 def _are_documents(prompt: UserTurn | Document | Sequence[Document]) -> TypeGuard[Sequence[Document]]:

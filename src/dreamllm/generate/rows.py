@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dreamllm.document.events import Event, Finished, FinishReason, ImageReady, ImageStarted, TextDelta
 from dreamllm.generate.options import GenerationOptions
+from dreamllm.models.decoders.condition import Condition
 from dreamllm.sequence.layout import SlotSizes
 
 REPLACEMENT = "\ufffd"
@@ -93,7 +94,7 @@ class Row:
     state: RowState = RowState.READING
     num_tokens: int = 0
     num_images: int = 0
-    condition: Float[Tensor, "Q C"] | None = None
+    condition: Condition | None = None
     """What to draw; set while WAITING."""
     events: list[Event] = field(default_factory=list)
     """Said but not yet collected."""
@@ -133,7 +134,7 @@ class Row:
         self._close_run()
         self.events.append(ImageStarted(self.num_images))
 
-    def wait(self, condition: Float[Tensor, "Q C"]) -> None:
+    def wait(self, condition: Condition) -> None:
         """The dream queries are read; the picture can be drawn."""
         self.state = RowState.WAITING
         self.condition = condition

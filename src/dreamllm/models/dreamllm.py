@@ -10,31 +10,33 @@ gives states; nothing in it is subclassed or patched.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import CLIPVisionModel, PreTrainedModel
+from transformers import PreTrainedModel
 
 from dreamllm.errors import ConfigError
 from dreamllm.losses.next_token import next_token_sum
 from dreamllm.losses.total import Term
-from dreamllm.models.decoders.stable_diffusion import StableDiffusionDecoder
+from dreamllm.models.decoders.condition import Condition
+from dreamllm.models.decoders.image_decoder import ImageDecoder
 from dreamllm.models.dream_queries import DreamQueries
-from dreamllm.models.projectors import ProjectorKind, condition_projector, visual_projector
+from dreamllm.models.language_model import check_language_model, run_decoder
+from dreamllm.models.projectors import (
+    ConnectorKind,
+    ProjectorKind,
+    condition_projector,
+    pooled_projector,
+    visual_projector,
+)
 from dreamllm.models.special_token_rows import SpecialTokenRows
 from dreamllm.models.splice import read_slots, write_slots
 from dreamllm.models.vision_encoder import VisionEncoder
 from dreamllm.sequence.batch import Batch
 from dreamllm.sequence.chat import chat_template
 from dreamllm.sequence.layout import SlotSizes
-
-_LOGIT_CHANGES = {
-    "final_logit_softcapping": (None,),
-    "logit_scale": (None, 1, 1.0),
-    "logits_scaling": (None, 1, 1.0),
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,26 +47,36 @@ class DreamLLMConfig:
     """Q."""
     visual_projector: ProjectorKind = "linear"
     """From the vision encoder to the language model."""
-    condition_projector: ProjectorKind = "linear"
+    condition_projector: ConnectorKind = "linear"
     """From the language model to the image decoder."""
+    num_connector_layers: int = 6
+    """Layers of a `transformer` between the language model and the image decoder."""
     select_layer: int = -2
     """Hidden state of the vision model that is read; -1 is the last."""
     drop_cls: bool = True
     """Whether the class token is left out."""
     post_layernorm: bool = False
     """Whether the final normalisation is applied; for the last layer only."""
+    vision_px: int | None = None
+    """Side of the pictures that are read; None takes what the vision model is configured for."""
     chat_template: str = "vicuna_v1_1"
-    """How a conversation is written as text; see `sequence/chat.py`."""
+    """How a conversation is written as text; see `sequence/chat.py`. `tokenizer` is the tokenizer's own."""
 
     def __post_init__(self) -> None:
         if self.num_dream_queries < 1:
             raise ConfigError(
                 f"num_dream_queries is {self.num_dream_queries}; a picture needs 1 query or more"
             )
-        for name in ("visual_projector", "condition_projector"):
-            if getattr(self, name) not in ("linear", "mlp"):
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; choose 'linear' or 'mlp'")
-        chat_template(self.chat_template)  # raises for an unknown name
+        if self.num_connector_layers < 1:
+            raise ConfigError(
+                f"num_connector_layers is {self.num_connector_layers}; a transformer needs 1 or more"
+            )
+        kinds = {"visual_projector": get_args(ProjectorKind), "condition_projector": get_args(ConnectorKind)}
+        for name, known in kinds.items():
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(known)}")
+        if self.chat_template != "tokenizer":
+            chat_template(self.chat_template)  # raises for an unknown name
 
 
 class DreamLLM(nn.Module):
@@ -75,18 +87,12 @@ class DreamLLM(nn.Module):
         config: DreamLLMConfig,
         *,
         language_model: PreTrainedModel,
-        vision_model: CLIPVisionModel,
-        image_decoder: StableDiffusionDecoder,
+        vision_model: PreTrainedModel,
+        image_decoder: ImageDecoder,
     ) -> None:
-        """Raises ConfigError for a language model that changes its logits after the head."""
+        """Raises ConfigError for a language or vision model that cannot be used; the message says why."""
         super().__init__()
-        for name, plain in _LOGIT_CHANGES.items():
-            if getattr(language_model.config, name, None) not in plain:
-                raise ConfigError(
-                    f"{type(language_model).__name__} has {name}={getattr(language_model.config, name)}, "
-                    "which changes logits after the head, where the loss would not see it; "
-                    "choose a language model whose logits are head(states)"
-                )
+        check_language_model(language_model)
         language_model.set_attn_implementation("sdpa")  # 'eager' would add a boolean mask as 0 and 1
         self.config = config
         self.language_model = language_model
@@ -95,6 +101,7 @@ class DreamLLM(nn.Module):
             select_layer=config.select_layer,
             drop_cls=config.drop_cls,
             post_layernorm=config.post_layernorm,
+            image_px=config.vision_px,
         )
         width = language_model.get_input_embeddings().embedding_dim
         self.visual_projector = visual_projector(
@@ -102,8 +109,13 @@ class DreamLLM(nn.Module):
         )
         self.dream_queries = DreamQueries(config.num_dream_queries, width)
         self.condition_projector = condition_projector(
-            width, image_decoder.condition_width, kind=config.condition_projector
+            width,
+            image_decoder.condition_width,
+            kind=config.condition_projector,
+            num_layers=config.num_connector_layers,
         )
+        self.pooled_projector = pooled_projector(width, image_decoder.pooled_width)
+        """For image decoders that read a pooled vector; None for the others."""
         self.image_decoder = image_decoder
         self.special_token_rows: SpecialTokenRows | None = None
         """Rows that train while the language model is frozen; put in place by `freezing.apply_trainable`."""
@@ -119,6 +131,14 @@ class DreamLLM(nn.Module):
     def device(self) -> torch.device:
         """Where the language model is."""
         return self.language_model.device
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Compute the blocks of the language model and of the denoiser again in the backward pass.
+
+        The language model does so in training mode only, the denoiser whenever there are gradients.
+        """
+        self.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.image_decoder.denoiser.enable_gradient_checkpointing()
 
     def forward(
         self,
@@ -159,23 +179,19 @@ class DreamLLM(nn.Module):
         cache: Any = None,
     ) -> Float[Tensor, "B T D"]:
         """Run the language model without its head; S counts the positions in the cache and the new ones."""
-        return self.language_model.get_decoder()(
-            inputs_embeds=embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=cache is not None,
-        ).last_hidden_state
+        return run_decoder(self.language_model, embeds, attention_mask, position_ids, cache)
 
-    def conditions(
-        self, hidden: Float[Tensor, "B T D"], dream_slots: Int[Tensor, "M Q"]
-    ) -> Float[Tensor, "M Q C"]:
+    def conditions(self, hidden: Float[Tensor, "B T D"], dream_slots: Int[Tensor, "M Q"]) -> Condition:
         """What the image decoder is to draw: the projected states at the dream queries."""
         return self.project_conditions(read_slots(hidden, dream_slots))
 
-    def project_conditions(self, states: Float[Tensor, "M Q D"]) -> Float[Tensor, "M Q C"]:
-        """The condition projector, on states at dream queries."""
-        return self.condition_projector(states.to(_dtype(self.condition_projector)))
+    def project_conditions(self, states: Float[Tensor, "M Q D"]) -> Condition:
+        """The condition projector, on states at dream queries; a pooled vector is read off their mean."""
+        states = states.to(_dtype(self.condition_projector))
+        tokens = self.condition_projector(states)
+        if self.pooled_projector is None:
+            return Condition.of_tokens(tokens)
+        return Condition(tokens, self.pooled_projector(states.mean(dim=1)))
 
     def embed_ids(self, ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """Token embeddings."""

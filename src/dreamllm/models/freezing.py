@@ -1,40 +1,18 @@
-"""What trains and what is frozen, as data, and the table that shows it.
+"""What trains and what is frozen, set in a model, and the table that shows it.
 
-Stage I of DreamLLM trains the connectors, stages II and III the language model too. The vision encoder and
-the image decoder are never trained (arXiv:2309.11499, section 4).
+The groups are those of `trainable.py`. The vision encoder and the VAE never train.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from torch import nn
 
-from dreamllm.errors import ConfigError
 from dreamllm.models.dreamllm import DreamLLM
+from dreamllm.models.lora import add_lora, lora_parameters, merge_in_place
+from dreamllm.models.quantization import num_weights
 from dreamllm.models.special_token_rows import SpecialTokenRows
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Trainable:
-    """The groups of parameters that train; the defaults are those of stage I."""
-
-    language_model: bool = False
-    """The whole language model, embeddings and head included."""
-    special_token_rows: bool = False
-    """The rows of the bracket tokens alone, while the language model is frozen."""
-    visual_projector: bool = True
-    """From the vision encoder to the language model."""
-    dream_queries: bool = True
-    """The learned queries."""
-    condition_projector: bool = True
-    """From the language model to the image decoder."""
-
-    def __post_init__(self) -> None:
-        if self.language_model and self.special_token_rows:
-            raise ConfigError(
-                "language_model and special_token_rows are both to train, but the rows are part of the "
-                "language model; set special_token_rows to false"
-            )
+from dreamllm.models.trainable import Trainable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,22 +35,34 @@ def apply_trainable(
     """Set `requires_grad` on every parameter and tell what trains.
 
     `special_token_ids` are the rows that train when the language model does not. They live in
-    `model.special_token_rows` while they do, and go back into the tables when they no longer train.
+    `model.special_token_rows` while they do, and go back into the tables when they no longer train. So do
+    adapters: those of an earlier call are merged first, and new ones start at zero.
 
     Raises:
-        ConfigError: special token rows are to train but no ids are given.
+        ConfigError: special token rows are to train but no ids are given, or adapters fit no layer.
+        MissingExtraError: adapters are to train and peft is not installed.
     """
-    if model.special_token_rows is not None:
-        model.special_token_rows.detach()
-        model.special_token_rows = None
+    _undo(model)
     model.requires_grad_(False)
     if trainable.special_token_rows:
         model.special_token_rows = SpecialTokenRows(model.language_model, special_token_ids)
-    for group in fields(trainable):
-        module = getattr(model, group.name)
-        if getattr(trainable, group.name) and module is not None:
+    if trainable.language_model_lora is not None:
+        add_lora(model.language_model, trainable.language_model_lora)
+    if trainable.image_decoder_lora is not None:
+        add_lora(model.image_decoder.denoiser, trainable.image_decoder_lora)
+    wholes = (
+        (model.language_model, trainable.language_model),
+        (model.special_token_rows, trainable.special_token_rows),
+        (model.visual_projector, trainable.visual_projector),
+        (model.dream_queries, trainable.dream_queries),
+        (model.condition_projector, trainable.condition_projector),
+        (model.pooled_projector, trainable.condition_projector),
+        (model.image_decoder.denoiser, trainable.image_decoder),
+    )
+    for module, is_trained in wholes:
+        if module is not None and is_trained:
             module.requires_grad_(True)
-    return tuple(_row(name, module) for name, module in model.named_children())
+    return tuple(_rows(model))
 
 
 def render_table(rows: Sequence[GroupRow]) -> str:
@@ -90,10 +80,28 @@ def render_table(rows: Sequence[GroupRow]) -> str:
     return "\n".join(lines)
 
 
-def _row(name: str, module: nn.Module) -> GroupRow:
-    parameters = list(module.parameters())
+def _undo(model: DreamLLM) -> None:
+    """Leave stock parts, with what an earlier call has trained in them."""
+    if model.special_token_rows is not None:
+        model.special_token_rows.detach()
+        model.special_token_rows = None
+    merge_in_place(model.language_model)
+    merge_in_place(model.image_decoder.denoiser)
+
+
+def _rows(model: DreamLLM) -> Iterator[GroupRow]:
+    """A line for each part, and one below it for the adapters inside."""
+    for name, module in model.named_children():
+        adapters = lora_parameters(module)
+        ours = {id(parameter) for parameter in adapters}
+        yield _row(name, [each for each in module.parameters() if id(each) not in ours])
+        if adapters:
+            yield _row(f"{name}_lora", adapters)
+
+
+def _row(name: str, parameters: Sequence[nn.Parameter]) -> GroupRow:
     return GroupRow(
         group=name,
-        num_parameters=sum(p.numel() for p in parameters),
-        num_trainable=sum(p.numel() for p in parameters if p.requires_grad),
+        num_parameters=sum(num_weights(p) for p in parameters),
+        num_trainable=sum(num_weights(p) for p in parameters if p.requires_grad),
     )

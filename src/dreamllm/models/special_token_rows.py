@@ -17,40 +17,41 @@ from transformers import PreTrainedModel
 from dreamllm.errors import ConfigError
 
 
-def grow_vocabulary(
+def start_rows(
     language_model: PreTrainedModel,
-    num_tokens: int,
+    ids: Sequence[int],
     *,
     init: Literal["mean", "normal"] = "mean",
     generator: torch.Generator | None = None,
 ) -> None:
-    """Give the input and output embeddings `num_tokens` rows; the old rows keep their values.
+    """Give new tokens their rows in the input and output embeddings; all other rows keep their values.
 
-    New rows are the mean of the old ones, or normal with the model's own initial spread, drawn on the CPU.
+    The tables grow where an id lies beyond them; in a padded table it may lie inside. New rows are the mean
+    of the rows before the first of them, or normal with the model's own initial spread, drawn on the CPU.
 
     Raises:
-        ConfigError: the model already has more rows.
+        ConfigError: no row stands before the new ones.
     """
-    old = language_model.get_input_embeddings().num_embeddings
-    if num_tokens < old:
+    if not ids or min(ids) < 1:
         raise ConfigError(
-            f"the vocabulary has {num_tokens} tokens but the language model {old} rows; "
-            f"rows are never dropped, so ask for {old} or more"
+            f"new rows are asked for at ids {list(ids)}; expected ids above 0, after known tokens"
         )
-    language_model.resize_token_embeddings(num_tokens, mean_resizing=False)
+    first, num_rows = min(ids), max(ids) + 1
+    if num_rows > language_model.get_input_embeddings().num_embeddings:
+        language_model.resize_token_embeddings(num_rows, mean_resizing=False)
     tables = [language_model.get_input_embeddings().weight]
     head = language_model.get_output_embeddings().weight
     if head is not tables[0]:
         tables.append(head)
+    index = torch.tensor(sorted(set(ids)))
     with torch.no_grad():
         for table in tables:
             if init == "mean":
-                table[old:] = table[:old].double().mean(0).to(table.dtype)
+                table[index] = table[:first].double().mean(0).to(table.dtype)
             else:
-                spread = language_model.config.initializer_range
-                table[old:] = spread * torch.randn(num_tokens - old, table.shape[1], generator=generator).to(
-                    table
-                )
+                spread = language_model.config.get_text_config().initializer_range
+                rows = spread * torch.randn(len(index), table.shape[1], generator=generator)
+                table[index] = rows.to(table)
 
 
 class SpecialTokenRows(nn.Module):
@@ -102,6 +103,8 @@ class SpecialTokenRows(nn.Module):
     def _embed(self, layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
         rows = self.row_of_id[inputs[0]]
         ours = F.embedding(rows.clamp(min=0), self.embedding_rows).to(output.dtype)
+        if (scale := getattr(layer, "embed_scale", None)) is not None:  # Gemma's table scales what it gives
+            ours = ours * scale.to(output.dtype)
         return torch.where((rows >= 0).unsqueeze(-1), ours, output)
 
     def _score(self, layer: nn.Linear, inputs: tuple[Tensor], output: Tensor) -> Tensor:

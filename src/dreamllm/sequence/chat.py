@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from dreamllm.document.document import Document, Image, Part, Role, Text
-from dreamllm.errors import ConfigError
+from dreamllm.errors import ConfigError, DocumentError
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,33 +49,63 @@ class ChatTemplate:
     content_prefix: str
     """Before every run of text of a user or an assistant, which is stripped first: with a space here a word
     has one spelling in ids, wherever it stands in a turn."""
+    opening: str = ""
+    """Opens a conversation that has neither a system part nor `system`: Llama 3.1 writes dates there."""
+    system_in_user_turn: bool = False
+    """Whether a system text stands inside the user's turn (Gemma): the user's words follow `system_end` at
+    once."""
+    refuses_system: str = ""
+    """Why no system part can be written; empty where one can."""
 
     def render(self, document: Document, *, prompt: bool = False) -> list[Piece]:
         """Pieces of a conversation in order; a separator is written only when something follows it.
 
         With `prompt` the last answer is left open: an unfinished assistant turn gets no EOS, and after any
-        other turn the assistant prefix is written.
+        other turn the assistant prefix is written. Spaces before what a user or the system says are written
+        as part of their text: tokenizers join a space to the word after it.
+
+        Raises:
+            DocumentError: there is a system part, and the template refuses it.
         """
+        self._check_system(document)
         pieces: list[Piece] = []
-        pending = ""
         parts = document.parts
-        if self.system and (not parts or parts[0].role != "system"):
-            pieces.append(Markup(self.system_prefix + self.system))
-            pending = self.system_end
+        pending = "" if parts and parts[0].role == "system" else self.without_system
         role: Role | None = None
+        before: Role | None = None
         for role, turn in groupby(parts, key=lambda part: part.role):
             prefix, content_prefix, end = self._around(role)
-            if pending + prefix:
-                pieces.append(Markup(pending + prefix))
+            if self.system_in_user_turn and (before, role) == ("system", "user"):
+                prefix = content_prefix = ""
+            markup = pending + prefix
+            if role != "assistant":
+                words = markup.rstrip(" ")
+                content_prefix = markup[len(words) :] + content_prefix
+                markup = words
+            if markup:
+                pieces.append(Markup(markup))
             pieces += _contents(turn, content_prefix)
             if role == "assistant":
                 pieces.append(EndOfTurn())
-            pending = end
+            pending, before = end, role
         if not prompt:
             return pieces
         if role == "assistant":
             return pieces[:-1]
         return [*pieces, Markup(pending + self.assistant_prefix)]
+
+    @property
+    def without_system(self) -> str:
+        """What opens a conversation that has no system part."""
+        return self.system_prefix + self.system + self.system_end if self.system else self.opening
+
+    def _check_system(self, document: Document) -> None:
+        if self.refuses_system and any(part.role == "system" for part in document):
+            raise DocumentError(
+                f"document {document.id!r} has a system part, but the chat template {self.name!r} takes "
+                f"none: {self.refuses_system}; say it in the first user part, or choose one of the chat "
+                f"templates {', '.join(CHAT_TEMPLATES)}"
+            )
 
     def _around(self, role: Role | None) -> tuple[str, str, str]:
         if role == "system":
@@ -130,18 +160,21 @@ CHATML = ChatTemplate(
     content_prefix="",
 )
 CHAT_TEMPLATES = {template.name: template for template in (VICUNA_V1_1, PLAIN_CHAT, CHATML)}
+TOKENIZER_CHAT = "tokenizer"
+"""Names the chat template that a tokenizer brings along; see `stock_chat.py`."""
 
 
 def chat_template(name: str) -> ChatTemplate:
-    """The template of a name.
+    """The template of a name, where no tokenizer is needed to know it.
 
     Raises:
         ConfigError: there is none; the message offers the nearest name.
     """
     if name not in CHAT_TEMPLATES:
-        nearest = difflib.get_close_matches(name, CHAT_TEMPLATES, n=1, cutoff=0.0)[0]
+        names = [*CHAT_TEMPLATES, TOKENIZER_CHAT]
+        nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
         raise ConfigError(
-            f"there is no chat template {name!r}; expected one of {', '.join(CHAT_TEMPLATES)}; "
+            f"there is no chat template {name!r}; expected one of {', '.join(names)}; "
             f"did you mean {nearest!r}?"
         )
     return CHAT_TEMPLATES[name]

@@ -21,6 +21,8 @@ BOS = "<s>"
 EOS = "</s>"
 _NUM_BYTES = 256
 _SENTENCEPIECE_SPACE = "\u2581"
+_ANCHOR = "\0"
+"""Text that no token joins to what follows it."""
 
 
 class Tokenizer:
@@ -43,44 +45,59 @@ class Tokenizer:
         self.bos_id: int = hf_tokenizer.bos_token_id
         self.eos_id: int = hf_tokenizer.eos_token_id
         self.pad_id: int = self.special.pad
+        self._vocab_size = max(hf_tokenizer.get_vocab().values()) + 1
         # A copy of its own: transformers flips this setting on the shared backend with every call.
         self._backend: Backend = copy.deepcopy(hf_tokenizer.backend_tokenizer)
         self._backend.no_truncation()
         self._backend.no_padding()
+        self._backend.encode_special_tokens = False
+        self._prepends_space = self._has_space("a")
+        self._prepends_space_after_special = self._has_space(f"{hf_tokenizer.bos_token}a")
         self._backend.encode_special_tokens = True
-        self._prepends_space = (
-            self._backend.encode("a", add_special_tokens=False).tokens[0].startswith(_SENTENCEPIECE_SPACE)
-        )
-        self._specials = {
-            token.content: token_id
-            for token_id, token in self._backend.get_added_tokens_decoder().items()
-            if token.special
-        }
+        added = self._backend.get_added_tokens_decoder()
+        self._added_ids = frozenset(added)
+        self._specials = {token.content: token_id for token_id, token in added.items() if token.special}
         self._special_pattern = re.compile(
             "(" + "|".join(re.escape(text) for text in sorted(self._specials, key=len, reverse=True)) + ")"
         )
 
     @property
     def vocab_size(self) -> int:
-        """V: number of ids, special tokens included."""
-        return len(self.hf)
+        """V: one more than the highest id, special tokens included; the rows that a model needs."""
+        return self._vocab_size
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, after: int | None = None) -> list[int]:
         """Ids of text as it stands: no bos, no eos, and names of special tokens are letters like any other.
 
-        A tokenizer that puts a space before every text (SentencePiece) does not get a second one from here.
+        A tokenizer that puts a space before every text (SentencePiece) does not get a second one from here,
+        and puts none before text that goes on: `after` is the id before it, None where a text begins.
         """
-        if self._prepends_space and text.startswith(" "):
-            text = text[1:]
+        if self._prepends_space:
+            is_special = after in self._added_ids
+            if after is not None and not (is_special and self._prepends_space_after_special):
+                return self._encode_going_on(text)
+            text = text.removeprefix(" ")
         return list(self._backend.encode(text, add_special_tokens=False).ids) if text else []
 
-    def encode_markup(self, text: str) -> list[int]:
+    def encode_markup(self, text: str, *, after: int | None = None) -> list[int]:
         """Ids of text this package wrote itself (a chat template), where names of special tokens are
         tokens."""
         ids: list[int] = []
         for piece in self._special_pattern.split(text):
-            ids += [self._specials[piece]] if piece in self._specials else self.encode(piece)
+            if piece in self._specials:
+                ids.append(self._specials[piece])
+            else:
+                ids += self.encode(piece, after=ids[-1] if ids else after)
         return ids
+
+    def _encode_going_on(self, text: str) -> list[int]:
+        encoding = self._backend.encode(_ANCHOR + text, add_special_tokens=False)
+        spans = zip(encoding.ids, encoding.offsets, strict=True)
+        return [token_id for token_id, (_, end) in spans if end > len(_ANCHOR)]
+
+    def _has_space(self, text: str) -> bool:
+        tokens = self._backend.encode(text, add_special_tokens=False).tokens
+        return any(token.startswith(_SENTENCEPIECE_SPACE) for token in tokens)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens left out, spaces kept as they are."""

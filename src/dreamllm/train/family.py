@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
+from dreamllm.checkpoint.parts_config import PartsConfig, is_local
 from dreamllm.checkpoint.store import latest
 from dreamllm.config import load_config, to_dict
 from dreamllm.document.atomic import write_bytes
@@ -280,6 +281,8 @@ def _paths(config: Any) -> Iterator[Path]:
             yield value
         elif is_dataclass(value):
             yield from _paths(value)
+    if isinstance(config, PartsConfig):
+        yield from (Path(source).expanduser() for _, source in config.sources() if is_local(source))
 
 
 def _deciding(config: Mapping[str, Any]) -> dict[str, Any]:

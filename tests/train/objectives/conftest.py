@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dreamllm.checkpoint.parts_config import PartsConfig
 from dreamllm.data.sources import PhaseConfig, WorldSourceConfig
 from dreamllm.runtime.seeding import seed_everything
 from dreamllm.train.objectives import language_model
@@ -13,7 +14,6 @@ from dreamllm.train.objectives.clip import ClipObjective
 from dreamllm.train.objectives.configs import (
     ClipObjectiveConfig,
     LanguageModelObjectiveConfig,
-    PartsConfig,
     ScenePhase,
     StableDiffusionObjectiveConfig,
     VaeObjectiveConfig,
@@ -195,10 +195,10 @@ def parts(
     folder = tmp_path_factory.mktemp("stable_diffusion")
     make_stable_diffusion().export(folder)
     return PartsConfig(
-        language_model=words_folder / "language_model",
-        tokenizer=words_folder / "tokenizer",
-        vision_encoder=pictures_folder / "clip",
-        image_decoder=folder,
+        language_model=str(words_folder / "language_model"),
+        tokenizer=str(words_folder / "tokenizer"),
+        vision_encoder=str(pictures_folder / "clip" / "clip"),
+        image_decoder=str(folder),
         num_dream_queries=2,
         select_layer=-1,
         chat_template="plain_chat",

@@ -170,7 +170,9 @@ def test_the_exported_pair_and_its_transform_load_with_their_own_libraries(
     stock = CLIPModel.from_pretrained(tmp_path / "clip").vision_model
     ours = objective.clip.vision_model
     assert_close(stock(batch.pixels).last_hidden_state, ours(batch.pixels).last_hidden_state)
-    transform = VisionTransform.from_dict(json.loads((tmp_path / "vision_transform.json").read_text()))
+    transform = VisionTransform.from_preprocessor(
+        json.loads((tmp_path / "clip" / "preprocessor_config.json").read_text())
+    )
     assert (transform.image_px, transform.mean, transform.std) == (64, (0.5,) * 3, (0.5,) * 3)
 
 

@@ -7,19 +7,21 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from dreamllm.checkpoint.parts_config import PartsConfig
 from dreamllm.checkpoint.pretrained import load_model
 from dreamllm.data.sources import PhaseConfig, WorldSourceConfig
 from dreamllm.errors import ConfigError
 from dreamllm.models.freezing import Trainable
+from dreamllm.models.trainable import Trainable
 from dreamllm.runtime.seeding import make_generator, seed_everything
 from dreamllm.sequence.batch import Batch
 from dreamllm.train.objectives import dreamllm
-from dreamllm.train.objectives.configs import DreamLLMObjectiveConfig, PartsConfig, TrainedGroups
+from dreamllm.train.objectives.configs import DreamLLMObjectiveConfig
 from dreamllm.train.objectives.dreamllm import DreamLLMObjective
 from dreamllm.train.step import StepResult
 
-STAGE_I = TrainedGroups(special_token_rows=True)
-STAGE_II = TrainedGroups(language_model=True)
+STAGE_I = Trainable(special_token_rows=True)
+STAGE_II = Trainable(language_model=True)
 PAIRS = {"read_pair": 1.0, "draw_pair": 1.0}
 
 TakeSteps = Callable[..., list[StepResult]]
@@ -247,4 +249,4 @@ def test_a_stage_begins_from_a_model_or_from_parts_and_never_from_both(parts: Pa
 
 
 def test_the_groups_of_a_config_are_those_that_freezing_knows() -> None:
-    assert asdict(Trainable()) == asdict(TrainedGroups())
+    assert asdict(Trainable()) == asdict(Trainable())

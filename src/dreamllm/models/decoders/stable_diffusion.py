@@ -1,201 +1,112 @@
-"""The image decoder: a stock, frozen Stable Diffusion (U-Net, VAE and noise scheduler, no text encoder).
+"""Stable Diffusion 1.x, 2.x and XL: a U-Net over latents, with discrete noise levels.
 
-A condition (K vectors of width C a picture) takes the place of the text states. In training its gradient
-comes back through the frozen U-Net; in sampling it is guided against an unconditional one. Pixels are
-float32 in [-1, 1]. DreamLLM (arXiv:2309.11499), sections 3.1 and 3.2.
+DreamLLM (arXiv:2309.11499) draws with Stable Diffusion 2.1. XL (arXiv:2307.01952) is told the size of its
+picture and a pooled vector besides.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Any, Self
 
-import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
-from einops import rearrange, repeat
 from jaxtyping import Float
-from PIL import Image as PILImage
-from torch import Tensor, nn
+from torch import Tensor
 
-from dreamllm.errors import ConfigError
-from dreamllm.losses.denoising import denoising_error, denoising_target, min_snr_weight
-
-SamplerName = Literal["dpm", "ddpm", "ddim"]
-"""`dpm`: DPM-Solver++, 20 steps or so. `ddpm`: ancestral, the paper's, 50 to 150 steps. `ddim`: no noise."""
-
-OnStep = Callable[[int, int, Tensor], None]
-"""Called after each step with the number of steps done, the number of steps, and the latents."""
+from dreamllm.losses.denoising import denoising_target, min_snr_weight
+from dreamllm.models.decoders.condition import Condition
+from dreamllm.models.decoders.image_decoder import ImageDecoder, Noised, SamplerName
 
 
-class StableDiffusionDecoder(nn.Module):
-    """Frozen, and in evaluation mode whatever `train()` says."""
+class StableDiffusionDecoder(ImageDecoder):
+    """Stable Diffusion 1.x or 2.x; what is predicted (noise or velocity) stands in its scheduler."""
 
-    def __init__(self, unet: UNet2DConditionModel, vae: AutoencoderKL, scheduler: DDPMScheduler) -> None:
-        super().__init__()
-        self.unet = unet.eval().requires_grad_(False)
-        self.vae = vae.eval().requires_grad_(False)
-        self.scheduler = scheduler
+    denoiser_name = "unet"
+    denoiser_class = UNet2DConditionModel
+    vae_class = AutoencoderKL
+    samplers = ("dpm", "ddpm", "ddim")
+
+    unet: UNet2DConditionModel
+    scheduler: DDPMScheduler
+
+    @classmethod
+    def make_scheduler(cls, config: Mapping[str, Any]) -> DDPMScheduler:
+        """The noise levels of any stock scheduler, for training. Latents are never clipped."""
+        return DDPMScheduler.from_config({**config, "clip_sample": False})
 
     @property
     def condition_width(self) -> int:
         """C."""
         return self.unet.config.cross_attention_dim
 
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Z, h, w of one picture."""
-        size = self.unet.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return self.unet.config.in_channels, height, width
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """H, W of one picture, in pixels."""
-        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        _, height, width = self.latent_shape
-        return height * factor, width * factor
-
-    def train(self, mode: bool = True) -> Self:
-        """Leave the frozen models in evaluation mode."""
-        return super().train(False)
-
-    @torch.no_grad()
-    def encode(
-        self, pixels: Float[Tensor, "M 3 H W"], generator: torch.Generator | None
-    ) -> Float[Tensor, "M Z h w"]:
-        """A sample of the VAE posterior of each picture, float32, at the scale the U-Net works in."""
-        if pixels.shape[0] == 0:  # the stock model cannot attend over an empty batch
-            return pixels.new_zeros(0, *self.latent_shape, dtype=torch.float32)
-        latents = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.sample(generator).float()
-        return (latents - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor
-
-    @torch.no_grad()
-    def decode(self, latents: Float[Tensor, "M Z h w"]) -> Float[Tensor, "M 3 H W"]:
-        """Pixels of latents, clamped to [-1, 1]."""
-        latents = latents / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0.0)
-        return self.vae.decode(latents.to(self.vae.dtype)).sample.float().clamp(-1, 1)
-
-    def denoising_loss(
+    def add_noise(
         self,
         latents: Float[Tensor, "M Z h w"],
-        condition: Float[Tensor, "M K C"],
+        noise: Float[Tensor, "M Z h w"],
         generator: torch.Generator | None,
         *,
-        noises_per_image: int = 1,
         min_snr_gamma: float | None = None,
-    ) -> Float[Tensor, " M"]:
-        """Error of each picture at uniform random noise levels; its gradient reaches the condition alone.
-
-        Random numbers are drawn on the generator's device, so that a CPU generator gives the same ones on
-        every machine. Several noises a picture lower the variance of the gradient for one pass of the
-        language model.
-        """
-        if latents.shape[0] == 0:
-            return condition.float().sum(dim=(1, 2))
-        latents = repeat(latents, "M Z h w -> (M n) Z h w", n=noises_per_image)
-        condition = repeat(condition, "M K C -> (M n) K C", n=noises_per_image)
-        source = latents.device if generator is None else generator.device
-        noise = torch.randn(latents.shape, generator=generator, device=source)
-        steps = (0, self.scheduler.config.num_train_timesteps, latents.shape[:1])
-        timesteps = torch.randint(*steps, generator=generator, device=source)
-        noise = noise.to(latents.device, non_blocking=True)
+    ) -> Noised:
+        """Noise at uniform random levels; the errors may be weighed by min-SNR."""
+        device = latents.device if generator is None else generator.device
+        levels = (0, self.scheduler.config.num_train_timesteps, latents.shape[:1])
+        timesteps = torch.randint(*levels, generator=generator, device=device)
         timesteps = timesteps.to(latents.device, non_blocking=True)
-        noisy = self.scheduler.add_noise(latents, noise, timesteps)
-        target = denoising_target(self.scheduler, latents, noise, timesteps)
-        error = denoising_error(self._predict(noisy, timesteps, condition), target)
+        weight = None
         if min_snr_gamma is not None:
-            error = error * min_snr_weight(self.scheduler, timesteps, min_snr_gamma)
-        return rearrange(error, "(M n) -> M n", n=noises_per_image).mean(1)
+            weight = min_snr_weight(self.scheduler, timesteps, min_snr_gamma)
+        return Noised(
+            self.scheduler.add_noise(latents, noise, timesteps),
+            timesteps,
+            denoising_target(self.scheduler, latents, noise, timesteps),
+            weight,
+        )
 
-    @torch.no_grad()
-    def sample(
-        self,
-        condition: Float[Tensor, "M K C"],
-        unconditional: Float[Tensor, "1 K C"] | None,
-        *,
-        noise: Sequence[torch.Generator] | Float[Tensor, "M Z h w"],
-        num_inference_steps: int = 20,
-        guidance_scale: float = 7.5,
-        scheduler: SamplerName = "dpm",
-        on_step: OnStep | None = None,
-    ) -> Float[Tensor, "M 3 H W"]:
-        """Draw one picture for each condition.
-
-        `noise` is one generator a picture, or the initial latents: a picture depends on its own noise and
-        not on the batch it is drawn in. A prediction is unconditional + guidance_scale * (conditional -
-        unconditional); at scale 1 guidance is left out and `unconditional` is not used.
-
-        Raises:
-            ConfigError: guidance without an unconditional condition, noise for another number of pictures, or
-                initial latents for the ancestral sampler, which draws noise in every step.
-        """
-        if guidance_scale != 1 and unconditional is None:
-            raise ConfigError(
-                f"guidance_scale is {guidance_scale} but there is no unconditional condition; pass one, "
-                "or use guidance_scale=1"
-            )
-        if len(noise) != condition.shape[0]:
-            raise ConfigError(
-                f"there is noise for {len(noise)} pictures but {condition.shape[0]} conditions; give one "
-                "generator, or one row of latents, to each"
-            )
-        if isinstance(noise, Tensor) and scheduler == "ddpm":
-            raise ConfigError(
-                "the 'ddpm' sampler draws noise in every step but initial latents were given; pass a "
-                "list with one generator for each picture, or choose 'dpm' or 'ddim'"
-            )
-        both = None
-        if guidance_scale != 1 and unconditional is not None:
-            both = torch.cat([unconditional.expand_as(condition), condition])  # (2M, K, C): one call a step
-        generators = None if isinstance(noise, Tensor) else list(noise)
-        sampler = self._sampler(scheduler)
-        sampler.set_timesteps(num_inference_steps, device=condition.device)
-        latents = self._initial_latents(noise, condition.device) * sampler.init_noise_sigma
-        for index, timestep in enumerate(sampler.timesteps):
-            inputs = sampler.scale_model_input(latents, timestep)
-            if both is None:
-                predicted = self._predict(inputs, timestep, condition)
-            else:
-                blank, told = self._predict(torch.cat([inputs, inputs]), timestep, both).chunk(2)
-                predicted = blank + guidance_scale * (told - blank)
-            if scheduler == "ddpm":
-                latents = sampler.step(predicted, timestep, latents, generator=generators).prev_sample
-            else:
-                latents = sampler.step(predicted, timestep, latents).prev_sample
-            if on_step is not None:
-                on_step(index + 1, len(sampler.timesteps), latents)
-        return self.decode(latents)
-
-    @staticmethod
-    def to_pil(pixels: Float[Tensor, "M 3 H W"]) -> list[PILImage.Image]:
-        """Pictures of pixels in [-1, 1]."""
-        values = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-        return [
-            PILImage.fromarray(np.asarray(value)) for value in rearrange(values, "M c H W -> M H W c").cpu()
-        ]
-
-    def _predict(self, latents: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
+    def predict(
+        self, latents: Float[Tensor, "M Z h w"], timesteps: Float[Tensor, " M"], condition: Condition
+    ) -> Float[Tensor, "M Z h w"]:
+        """One call of the U-Net, float32."""
         dtype = self.unet.dtype
-        return self.unet(latents.to(dtype), timesteps, condition.to(dtype)).sample.float()
+        return self.unet(latents.to(dtype), timesteps, condition.tokens.to(dtype)).sample.float()
 
-    def _sampler(self, name: SamplerName) -> DPMSolverMultistepScheduler | DDPMScheduler | DDIMScheduler:
+    def make_sampler(self, name: SamplerName) -> Any:
+        """DPM-Solver++, ancestral DDPM or DDIM on the noise levels of training."""
         match name:
-            case "dpm":
-                return DPMSolverMultistepScheduler.from_config(
-                    self.scheduler.config
-                )  # dpmsolver++ by default
             case "ddpm":
                 return DDPMScheduler.from_config(self.scheduler.config)
             case "ddim":
                 return DDIMScheduler.from_config(self.scheduler.config, set_alpha_to_one=False)
-            case unknown:
-                raise ConfigError(f"there is no sampler {unknown!r}; choose 'dpm', 'ddpm' or 'ddim'")
+            case _:
+                return DPMSolverMultistepScheduler.from_config(self.scheduler.config)  # dpmsolver++
 
-    def _initial_latents(self, noise: Sequence[torch.Generator] | Tensor, device: torch.device) -> Tensor:
-        if isinstance(noise, Tensor):
-            return noise.to(device, torch.float32)
-        rows = [torch.randn(self.latent_shape, generator=g, device=g.device).to(device) for g in noise]
-        return torch.stack(rows)
+
+class StableDiffusionXLDecoder(StableDiffusionDecoder):
+    """Stable Diffusion XL: the pooled condition and the picture's size go in beside the time step."""
+
+    @property
+    def pooled_width(self) -> int:
+        """G: what is left of the U-Net's additional input after the six size ids."""
+        config = self.unet.config
+        return config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+
+    def predict(
+        self, latents: Float[Tensor, "M Z h w"], timesteps: Float[Tensor, " M"], condition: Condition
+    ) -> Float[Tensor, "M Z h w"]:
+        """One call of the U-Net, float32, for a whole picture of the size of its latents."""
+        dtype = self.unet.dtype
+        height, width = (size * self.vae_factor for size in latents.shape[2:])
+        ids = latents.new_tensor([height, width, 0, 0, height, width], dtype=dtype)  # original, crop, target
+        added = {"text_embeds": condition.pooled.to(dtype), "time_ids": ids.expand(len(latents), -1)}
+        return self.unet(
+            latents.to(dtype), timesteps, condition.tokens.to(dtype), added_cond_kwargs=added
+        ).sample.float()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Keep the VAE out of float16, where its activations overflow (`force_upcast` in its config)."""
+        super()._apply(fn, recurse)
+        if self.vae.dtype is torch.float16:
+            self.vae.float()
+        return self

@@ -4,6 +4,7 @@ from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dreamllm.checkpoint.parts_config import PartsConfig, is_local
 from dreamllm.runtime.seeding import derive_seed, seed_everything
 from dreamllm.train.objectives import configs
 from dreamllm.train.objectives.objective import Objective
@@ -48,4 +49,8 @@ def _resolve(config: Any, base: Path) -> Any:
             changed[item.name] = (base / value).resolve()
         elif is_dataclass(value):
             changed[item.name] = _resolve(value, base)
+    if isinstance(config, PartsConfig):
+        for name, source in config.sources():
+            if is_local(source):
+                changed[name] = str((base / Path(source).expanduser()).resolve())
     return replace(config, **changed)

@@ -224,11 +224,13 @@ class ClipObjective:
         return (right > wrong).double().mean().item()
 
     def export(self, path: Path) -> None:
-        """Write the pair, its tokenizer, and the transform of the pictures it has seen."""
+        """Write the pair with the transform of the pictures it has seen, and its tokenizer."""
         self.clip.save_pretrained(path / "clip")
         self.tokenizer.save_pretrained(path / "tokenizer")
         vision = VisionTransform(image_px=PICTURE_PX, mean=PIXEL_MEAN, std=PIXEL_STD)
-        (path / "vision_transform.json").write_text(json.dumps(vision.to_dict(), indent=2) + "\n")
+        (path / "clip" / "preprocessor_config.json").write_text(
+            json.dumps(vision.to_preprocessor(), indent=2) + "\n"
+        )
 
     def to(self, device: torch.device) -> None:
         """Move both towers."""

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from dreamllm.checkpoint.parts_config import PartsConfig
 from dreamllm.data.sources import PhaseConfig
 from dreamllm.errors import ConfigError
+from dreamllm.models.trainable import Trainable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,34 +148,6 @@ class StableDiffusionObjectiveConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PartsConfig:
-    """Stock parts to compose a new model from."""
-
-    language_model: Path
-    tokenizer: Path
-    vision_encoder: Path
-    image_decoder: Path
-    """Folder with `unet`, `vae` and `scheduler`."""
-    num_dream_queries: int = 64
-    select_layer: int = -2
-    post_layernorm: bool = False
-    chat_template: str = "vicuna_v1_1"
-    whiten: bool = False
-    """Start both projectors from whitened features, at the scale of what they replace."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainedGroups:
-    """What learns in a stage; see `models/freezing.py`."""
-
-    language_model: bool = False
-    special_token_rows: bool = False
-    visual_projector: bool = True
-    dream_queries: bool = True
-    condition_projector: bool = True
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class DreamLLMObjectiveConfig:
     """A stage of DreamLLM: next-token and denoising loss on documents."""
 
@@ -181,12 +155,19 @@ class DreamLLMObjectiveConfig:
     model: Path | None = None
     """Result of the stage before; or `parts` for a new model."""
     parts: PartsConfig | None = None
-    train: TrainedGroups = field(default_factory=TrainedGroups)
+    train: Trainable = field(default_factory=Trainable)
+    """What learns."""
+    quantize: Literal["nf4", "int8"] | None = None
+    """Hold the blocks of the language model, which must be frozen, in 4 or 8 bits. With `language_model_lora`
+    `nf4` is QLoRA. What is exported is what was trained upon: the weights as they are after quantising."""
     phases: tuple[PhaseConfig, ...] = field(default=())
     documents_per_step: int = 16
     row_length: int = 512
     """Positions of a packed row; no document may be longer."""
     rows_per_micro_batch: int = 8
+    gradient_checkpointing: bool = False
+    """Keep only the inputs of each block of the language model and of the denoiser, and compute the rest again
+    in the backward pass: less memory for about a third more time."""
     packing: bool = True
     """Without it every document has a row of its own (for comparison)."""
     next_token_weight: float = 1.0
@@ -206,6 +187,11 @@ class DreamLLMObjectiveConfig:
     def __post_init__(self) -> None:
         if (self.model is None) == (self.parts is None):
             raise ConfigError("an objective needs either `model` (a stage before) or `parts` (stock parts)")
+        if self.quantize is not None and self.train.language_model:
+            raise ConfigError(
+                f"quantize is {self.quantize!r} but train.language_model is true, and quantised weights cannot "
+                "learn; train by language_model_lora instead, or set quantize to null"
+            )
 
 
 ObjectiveConfig = (

@@ -1,13 +1,13 @@
 """A stage of DreamLLM (arXiv:2309.11499, section 3.3): next-token and denoising loss on documents.
 
 Stage I trains the connectors, stages II (I-GPT) and III (instruction) the language model too; which is which
-is data (`TrainedGroups`, sources), not code. The model comes from the stage before, or is composed of stock
+is data (`Trainable`, sources), not code. The model comes from the stage before, or is composed of stock
 parts.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dreamllm.checkpoint.encoder import transforms_of
-from dreamllm.checkpoint.pretrained import save_model
+from dreamllm.checkpoint.compose import compose
+from dreamllm.checkpoint.encoder import encoder_of, load_encoder, transforms_of
+from dreamllm.checkpoint.pretrained import load_model, read_index, save_model
 from dreamllm.data.mixture import Mixture
 from dreamllm.document.document import Document, Text
 from dreamllm.document.export import documents_to_html
@@ -25,22 +26,24 @@ from dreamllm.generate.answers import argmax_at_labels, exact_answers
 from dreamllm.generate.interleaved import InterleavedGenerator
 from dreamllm.generate.options import GenerationOptions
 from dreamllm.losses.total import Term
-from dreamllm.models.freezing import GroupRow, Trainable, apply_trainable, render_table
+from dreamllm.models.freezing import GroupRow, apply_trainable, render_table
+from dreamllm.models.lora import merged
+from dreamllm.models.quantization import quantize_linears
 from dreamllm.runtime.seeding import derive_seed, make_generator
 from dreamllm.sequence.batch import Batch
 from dreamllm.sequence.encode import EncodeOptions, SequenceEncoder
-from dreamllm.train.objectives.compose import compose, load, whiten_connectors
 from dreamllm.train.objectives.configs import DreamLLMObjectiveConfig
 from dreamllm.train.objectives.document_steps import DocumentSteps
 from dreamllm.train.objectives.objective import GateResult, ParameterGroup
 from dreamllm.train.objectives.pictures import save_grid
+from dreamllm.train.objectives.whitened_start import whiten_connectors
 from dreamllm.world.documents import draw_prompt, make_document
 from dreamllm.world.judge import Judge
 from dreamllm.world.language import caption
 from dreamllm.world.render import render
 from dreamllm.world.splits import sample_scene
 
-CONNECTORS = ("visual_projector", "dream_queries", "condition_projector")
+CONNECTORS = ("visual_projector", "dream_queries", "condition_projector", "pooled_projector")
 WHITENING_PICTURES = 256
 GATE_DOCUMENTS = 64
 
@@ -56,10 +59,17 @@ class DreamLLMObjective:
             mode=config.mode,
         )
         if config.parts is not None:
-            self.module, self._encoder = compose(config.parts, options)
+            composed = compose(config.parts, dtype=torch.float32)
+            self.module, self._sources = composed.model, composed.sources
+            self._encoder = encoder_of(self.module, composed.tokenizer, composed.transforms, options)
         else:
             assert config.model is not None  # the config has one of the two
-            self.module, self._encoder = load(config.model, options)
+            self.module, self._sources = load_model(config.model), read_index(config.model).sources
+            self._encoder = load_encoder(config.model, self.module, options)
+        if config.quantize is not None:
+            quantize_linears(self.module.language_model.get_decoder(), config.quantize)
+        if config.gradient_checkpointing:
+            self.module.enable_gradient_checkpointing()
         self.weights: Mapping[str, float] = {
             "next_token": config.next_token_weight,
             "denoising": config.denoising_weight,
@@ -80,9 +90,7 @@ class DreamLLMObjective:
             generator = make_generator(derive_seed(seed, "whitening"))
             whiten_connectors(self.module, self._whitening_batches(), generator=generator)
         self._rows: tuple[GroupRow, ...] = apply_trainable(
-            self.module,
-            Trainable(**asdict(config.train)),
-            special_token_ids=_bracket_ids(self._encoder),
+            self.module, config.train, special_token_ids=_bracket_ids(self._encoder)
         )
         self.module.train()
 
@@ -111,7 +119,7 @@ class DreamLLMObjective:
         return micro_batch.document_ids
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Connectors at their own rate; of the language model, matrices decay."""
+        """Connectors at their own rate; of language model and image decoder, adapters included, matrices decay."""
         groups = [
             ParameterGroup(
                 name=name,
@@ -121,14 +129,12 @@ class DreamLLMObjective:
             for name in (*CONNECTORS, "special_token_rows")
             if getattr(self.module, name) is not None
         ]
-        language = _trainable(self.module.language_model)
-        return [
-            *groups,
-            ParameterGroup(
-                name="language_matrices", parameters=[p for p in language if p.ndim > 1], weight_decay=True
-            ),
-            ParameterGroup(name="language_vectors", parameters=[p for p in language if p.ndim <= 1]),
-        ]
+        for name in ("language_model", "image_decoder"):
+            learned = _trainable(getattr(self.module, name))
+            matrices, vectors = [p for p in learned if p.ndim > 1], [p for p in learned if p.ndim <= 1]
+            groups.append(ParameterGroup(name=f"{name}_matrices", parameters=matrices, weight_decay=True))
+            groups.append(ParameterGroup(name=f"{name}_vectors", parameters=vectors))
+        return groups
 
     def tables(self) -> str:
         """The freezing table."""
@@ -199,12 +205,13 @@ class DreamLLMObjective:
         return GateResult(passed=passed, metrics=metrics, message=message)
 
     def export(self, path: Path) -> None:
-        """Write the model folder."""
+        """Write the model folder, of stock layers: adapters are merged, in a copy that shares all else."""
         save_model(
-            self.module,
+            merged(self.module),
             path,
             tokenizer=self._encoder.tokenizer,
             transforms=transforms_of(self._encoder),
+            sources=self._sources,
         )
 
     def to(self, device: torch.device) -> None:

@@ -25,6 +25,7 @@ from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel
 
 from dreamllm.losses.denoising import denoising_error, denoising_target
 from dreamllm.losses.total import Term
+from dreamllm.models.decoders.condition import Condition
 from dreamllm.models.decoders.stable_diffusion import StableDiffusionDecoder
 from dreamllm.models.whitening import SHRINKAGE, fold_into_cross_attention, whitening
 from dreamllm.runtime.seeding import make_generator
@@ -183,8 +184,8 @@ class StableDiffusionObjective:
         """Pictures (n, H, W, 3) uint8 of captions."""
         self.unet.eval()
         pixels = self.decoder.sample(
-            self.condition(self._captions(texts)),
-            self.condition(self._captions([""])),
+            Condition.of_tokens(self.condition(self._captions(texts))),
+            Condition.of_tokens(self.condition(self._captions([""]))),
             noise=[make_generator(seed + index) for index in range(len(texts))],
             num_inference_steps=SAMPLE_STEPS,
             guidance_scale=SAMPLE_GUIDANCE,

@@ -6,6 +6,9 @@ import torch
 from torch.testing import assert_close
 from transformers import CLIPModel
 
+from dreamllm.checkpoint.compose import compose
+from dreamllm.checkpoint.encoder import encoder_of
+from dreamllm.checkpoint.parts_config import PartsConfig
 from dreamllm.data.transforms import TargetTransform, VisionTransform
 from dreamllm.models.dreamllm import DreamLLM
 from dreamllm.models.splice import read_slots
@@ -13,8 +16,7 @@ from dreamllm.runtime.seeding import make_generator, seed_everything
 from dreamllm.sequence.batch import Batch
 from dreamllm.sequence.encode import EncodeOptions, SequenceEncoder
 from dreamllm.sequence.packing import collate
-from dreamllm.train.objectives.compose import compose, whiten_connectors
-from dreamllm.train.objectives.configs import PartsConfig
+from dreamllm.train.objectives.whitened_start import whiten_connectors
 from dreamllm.world.documents import make_document
 
 OPTIONS = EncodeOptions(max_length=640)
@@ -22,7 +24,8 @@ OPTIONS = EncodeOptions(max_length=640)
 
 def composed(parts: PartsConfig) -> tuple[DreamLLM, SequenceEncoder]:
     seed_everything(6)
-    return compose(parts, OPTIONS)
+    new = compose(parts)
+    return new.model, encoder_of(new.model, new.tokenizer, new.transforms, OPTIONS)
 
 
 def batches(encoder: SequenceEncoder) -> list[Batch]:
@@ -39,7 +42,7 @@ def test_the_vision_tower_of_the_pair_becomes_the_eye(parts: PartsConfig) -> Non
 
     seen = model.vision_encoder(pixels)
 
-    pair = CLIPModel.from_pretrained(parts.vision_encoder / "clip")
+    pair = CLIPModel.from_pretrained(parts.vision_encoder)
     assert_close(seen, pair.vision_model(pixels).last_hidden_state[:, 1:])
 
 
