@@ -7,7 +7,8 @@ used, so that nothing is held twice.
 
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Final
@@ -15,6 +16,7 @@ from typing import Any, Final
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from dreamllm.errors import CheckpointError, ConfigError
 from dreamllm.models.decoders.image_decoder import ImageDecoder
@@ -150,18 +152,30 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers prints a table of tensors that do not match; here they become one line, or are meant."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
 def _load(part_class: Any, path: Path, *, may_leave: tuple[str, ...] = (), **options: Any) -> Any:
     """A stock part from its folder."""
     folder = folder_of_part(path)
     read_json(folder / "config.json")
     try:
-        part, report = part_class.from_pretrained(
-            folder,
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that they are in the report
-            **options,
-        )
+        with _quiet():
+            part, report = part_class.from_pretrained(
+                folder,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # so that they are in the report
+                **options,
+            )
     except (
         OSError, ValueError, KeyError, RuntimeError, EOFError, SafetensorError, UnpicklingError, zipfile.BadZipFile,
     ) as error:  # fmt: skip

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 
 import tyro
 
@@ -40,6 +40,8 @@ def run(
     max_images: int = DEFAULTS.max_images,
     temperature: float = DEFAULTS.temperature,
     top_p: float = DEFAULTS.top_p,
+    quantize: Literal["int8", "float8", "nf4"] | None = None,
+    offload: Literal["model", "layer"] | None = None,
 ) -> None:
     """Write an illustrated document that answers a prompt, and show it while it is written.
 
@@ -58,6 +60,8 @@ def run(
         max_images: Most pictures of a document.
         temperature: 0 takes the likeliest token, 1 samples as the model was trained.
         top_p: Samples from the likeliest tokens that together reach this probability.
+        quantize: Hold weights in 8 or 4 bits; needs `pip install 'dreamllm[quantize]'`.
+        offload: Let whole parts, or single layers, wait in the CPU's memory for their turn on the GPU.
     """
     options = GenerationOptions(
         mode=mode,
@@ -74,7 +78,7 @@ def run(
     _check_suffix(out, ONE if prompts_file is None else MANY)
     from dreamllm.generate.pipeline import DreamLLM  # late, so that `--help` does not wait for torch
 
-    handle = DreamLLM.from_pretrained(model)
+    handle = DreamLLM.from_pretrained(model, quantize=quantize, offload=offload)
     if prompts_file is None:
         document = write_one(handle, prompts[0], options, sys.stdout)
         written = document.save(out)

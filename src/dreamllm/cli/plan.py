@@ -270,4 +270,6 @@ def _short(number: float) -> str:
 
 
 def _duration(hours: float) -> str:
+    if hours < 2:
+        return f"{hours * 60:,.1f} minutes"
     return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:,.1f} days"

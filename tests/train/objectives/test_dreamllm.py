@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,20 +8,32 @@ from torch import nn
 from torch.testing import assert_close
 
 from dreamllm.checkpoint.parts_config import PartsConfig
+from dreamllm.checkpoint.parts_config import PartsConfig
 from dreamllm.checkpoint.pretrained import load_model
+from dreamllm.checkpoint.store import latest, load_run, save_run
+from dreamllm.config import load_config, to_dict
 from dreamllm.data.sources import PhaseConfig, WorldSourceConfig
 from dreamllm.errors import ConfigError
-from dreamllm.models.freezing import Trainable
+from dreamllm.models.lora import lora_parameters
+from dreamllm.models.trainable import LoraConfig, Trainable
 from dreamllm.models.trainable import Trainable
 from dreamllm.runtime.seeding import make_generator, seed_everything
 from dreamllm.sequence.batch import Batch
 from dreamllm.train.objectives import dreamllm
 from dreamllm.train.objectives.configs import DreamLLMObjectiveConfig
 from dreamllm.train.objectives.dreamllm import DreamLLMObjective
-from dreamllm.train.step import StepResult
+from dreamllm.train.run_config import OptimConfig, RunConfig
+from dreamllm.train.run_state import Run
+from dreamllm.train.step import StepResult, optimizer_step
 
 STAGE_I = Trainable(special_token_rows=True)
 STAGE_II = Trainable(language_model=True)
+ADAPTERS = Trainable(
+    special_token_rows=True,
+    language_model_lora=LoraConfig(rank=2, dropout=0.1),
+    image_decoder_lora=LoraConfig(rank=2),
+)
+BASES = pytest.mark.parametrize("quantize", [None, "int8", "nf4"])
 PAIRS = {"read_pair": 1.0, "draw_pair": 1.0}
 
 TakeSteps = Callable[..., list[StepResult]]
@@ -227,7 +239,7 @@ def test_the_gate_measures_answers_and_drawings_and_leaves_training_as_it_was(
 
 
 def test_connectors_learn_at_their_own_rate_and_matrices_alone_decay(parts: PartsConfig) -> None:
-    stage = build(parts=parts, train=STAGE_II, connector_lr_scale=3.0)
+    stage = build(parts=parts, train=replace(STAGE_II, image_decoder=True), connector_lr_scale=3.0)
 
     groups = {group.name: group for group in stage.parameter_groups()}
 
@@ -236,10 +248,14 @@ def test_connectors_learn_at_their_own_rate_and_matrices_alone_decay(parts: Part
         "dream_queries",
         "condition_projector",
     }
-    assert {name for name, group in groups.items() if group.weight_decay} == {"language_matrices"}
+    assert {name for name, group in groups.items() if group.weight_decay} == {
+        "language_model_matrices",
+        "image_decoder_matrices",
+    }
     grouped = [id(p) for group in groups.values() for p in group.parameters]
     assert len(grouped) == len(set(grouped))
     assert set(grouped) == {id(p) for p in stage.module.parameters() if p.requires_grad}
+    assert {id(p) for p in stage.module.image_decoder.unet.parameters()} <= set(grouped)
 
 
 def test_a_stage_begins_from_a_model_or_from_parts_and_never_from_both(parts: PartsConfig) -> None:
@@ -248,5 +264,127 @@ def test_a_stage_begins_from_a_model_or_from_parts_and_never_from_both(parts: Pa
             DreamLLMObjectiveConfig(**start)
 
 
-def test_the_groups_of_a_config_are_those_that_freezing_knows() -> None:
-    assert asdict(Trainable()) == asdict(Trainable())
+def test_adapters_are_chosen_in_a_recipe() -> None:
+    recipe = {"model": "x", "quantize": "nf4", "train": {"language_model_lora": {}}}
+
+    config = load_config(DreamLLMObjectiveConfig, recipe, ["train.image_decoder_lora.rank=4"])
+
+    assert config.train == Trainable(language_model_lora=LoraConfig(), image_decoder_lora=LoraConfig(rank=4))
+    assert load_config(DreamLLMObjectiveConfig, to_dict(config)) == config
+    with pytest.raises(ConfigError, match="quantised weights cannot learn"):
+        load_config(DreamLLMObjectiveConfig, {"model": "x", "quantize": "int8", "train": {"language_model": True}})
+
+
+@BASES
+def test_adapters_learn_and_their_base_does_not(
+    parts: PartsConfig, take_steps: TakeSteps, quantize: str | None
+) -> None:
+    need_packages(quantize)
+    stage = build(parts=parts, train=ADAPTERS, quantize=quantize)
+
+    take_steps(stage)
+
+    assert learned(stage.module) == {
+        "visual_projector",
+        "dream_queries",
+        "condition_projector",
+        "special_token_rows",
+        "language_model",
+        "image_decoder",
+    }
+    adapters = {id(parameter) for parameter in lora_parameters(stage.module)}
+    for part in (stage.module.language_model, stage.module.image_decoder):
+        assert {id(p) for p in part.parameters() if p.grad is not None} <= adapters
+    assert all(parameter.grad.abs().sum() > 0 for parameter in lora_parameters(stage.module))
+    assert "language_model_lora" in stage.tables()
+
+
+@BASES
+def test_an_export_is_stock_and_computes_what_its_adapters_did(
+    parts: PartsConfig, take_steps: TakeSteps, tmp_path: Path, quantize: str | None
+) -> None:
+    need_packages(quantize)
+    stage = build(parts=parts, train=ADAPTERS, quantize=quantize)
+    take_steps(stage)
+    [batch, *_] = stage.data[4]
+
+    stage.export(tmp_path / "model")
+
+    stage.module.eval()
+    loaded = load_model(tmp_path / "model")
+    with torch.no_grad():
+        states, terms = loaded.hidden_states(batch), loaded(batch, make_generator(0))
+        assert_close(states, stage.module.hidden_states(batch), atol=1e-5, rtol=1e-5)
+        for name, term in stage.module(batch, make_generator(0)).items():
+            assert_close(terms[name].sum, term.sum, atol=1e-5, rtol=1e-5)
+    stock = build(parts=parts).module.state_dict()
+    assert loaded.state_dict().keys() == stock.keys()
+    assert {value.dtype for value in loaded.parameters()} == {torch.float32}
+    assert not torch.equal(loaded.language_model.model.layers[0].mlp.up_proj.weight, stock[UP_PROJ])
+
+
+@BASES
+def test_a_run_that_was_exported_and_one_that_was_resumed_equal_an_undisturbed_one_to_the_bit(
+    parts: PartsConfig, tmp_path: Path, quantize: str | None
+) -> None:
+    need_packages(quantize)
+    objective = DreamLLMObjectiveConfig(
+        parts=parts,
+        train=ADAPTERS,
+        quantize=quantize,
+        phases=(PhaseConfig(sources=(WorldSourceConfig(documents=PAIRS, num_objects=(1,)),)),),
+        documents_per_step=6,
+        row_length=320,
+        rows_per_micro_batch=2,
+    )
+    config = RunConfig(name="adapters", objective=objective, steps=10, optim=OptimConfig(lr=1e-2), ema_decay=0.9)
+
+    def start() -> Run:
+        seed_everything(8)
+        return Run.start(config, DreamLLMObjective(objective, steps=10, seed=8), torch.device("cpu"))
+
+    undisturbed, exported, resumed = start(), start(), start()
+    advance(undisturbed, 0, 4)
+    advance(exported, 0, 2)
+    with torch.no_grad(), exported.average.lent():
+        exported.objective.export(tmp_path / "model")
+    save_run(tmp_path, exported.capture(2))
+    advance(exported, 2, 4)
+    resumed.restore(load_run(latest(tmp_path)))
+    advance(resumed, 2, 4)
+
+    expected = undisturbed.capture(4).tensors
+    for run in (exported, resumed):
+        found = run.capture(4).tensors
+        assert found.keys() == expected.keys()
+        for name, tensors in expected.items():
+            assert found[name].keys() == tensors.keys()
+            assert all(torch.equal(found[name][key], tensors[key]) for key in tensors), name
+    saved = {name for name in expected["model"] if name.startswith(("language_model.", "image_decoder."))}
+    assert saved
+    assert all(".lora_" in name for name in saved)
+
+
+UP_PROJ = "language_model.model.layers.0.mlp.up_proj.weight"
+
+
+def advance(run: Run, start: int, end: int) -> None:
+    """Steps of a run, without the loop around them."""
+    for step in range(start, end):
+        optimizer_step(
+            run.objective,
+            run.optimizer,
+            run.objective.data[step],
+            step=step,
+            seed=0,
+            device=run.device,
+            clip_norm=1.0,
+        )
+        run.average.update()
+
+
+def need_packages(quantize: str | None) -> None:
+    """Skip where an optional package is not installed."""
+    pytest.importorskip("peft")
+    if quantize is not None:
+        pytest.importorskip("bitsandbytes" if quantize == "nf4" else "torchao")

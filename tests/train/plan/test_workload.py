@@ -147,6 +147,17 @@ def test_files_that_are_not_there_yet_are_known_by_their_corpus_or_assumed_to_be
     assert (assumed.document, assumed.origin, assumed.share) == (ASSUMED, "assumed", 0.25)
 
 
+@pytest.mark.parametrize(
+    ("mode", "read", "drawn"), [("joint", 4.1, 4.1), ("comprehension", 4.1, 0), ("creation", 0, 4.1)]
+)
+def test_a_known_corpus_is_read_or_drawn_as_the_mode_has_it(mode: str, read: float, drawn: float) -> None:
+    phase = PhaseConfig(sources=(jsonl("data/mmc4_core/documents.jsonl"),))
+
+    (source,) = source_shapes(objective(phases=(phase,), mode=mode), seed=0)
+
+    assert (source.document.images_read, source.document.images_drawn) == (read, drawn)
+
+
 def test_phases_weigh_by_their_length() -> None:
     read, draw = jsonl("data/x/read.jsonl"), jsonl("data/x/draw.jsonl")
     phases = (PhaseConfig(until=0.25, sources=(read,)), PhaseConfig(until=1.0, sources=(read, draw)))

@@ -104,6 +104,11 @@ class DreamLLMObjective:
             if pictures >= WHITENING_PICTURES:
                 return
 
+    @property
+    def encoder(self) -> SequenceEncoder:
+        """How documents become sequences in this run."""
+        return self._encoder
+
     def counts(self, micro_batch: Batch) -> Mapping[str, int]:
         """Supervised tokens and pictures."""
         return {"next_token": micro_batch.num_labels, "denoising": micro_batch.num_targets}

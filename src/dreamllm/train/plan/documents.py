@@ -5,7 +5,7 @@ statistics, the others estimates for captions and conversations of that kind.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from dreamllm.data.sources import JsonlSourceConfig, PhaseConfig, SourceConfig, build_source
@@ -116,6 +116,16 @@ def count_document(document: Document, objective: DreamLLMObjectiveConfig) -> Do
     )
 
 
+def _in_mode(document: DocumentShape, mode: Literal["joint", "comprehension", "creation"]) -> DocumentShape:
+    """What is left of a document where pictures are only read, or only drawn and not fed back."""
+    if mode == "joint":
+        return document
+    read, drawn = document.images_read, document.images_drawn
+    if mode == "comprehension":
+        return replace(document, images_read=max(read, drawn), images_drawn=0)
+    return replace(document, images_read=max(read - drawn, 0))
+
+
 def _phase_shapes(
     phase: PhaseConfig, share: float, objective: DreamLLMObjectiveConfig, seed: int
 ) -> list[SourceShape]:
@@ -131,7 +141,8 @@ def _source_shape(
         kind = source.path.stem
         known = KINDS.get(f"{source.path.parent.name}/{kind}", KINDS.get(kind))
         origin: Origin = "assumed" if known is None else "corpus"
-        return SourceShape(source=name, share=share, document=known or ASSUMED, origin=origin)
+        document = _in_mode(known or ASSUMED, objective.mode)
+        return SourceShape(source=name, share=share, document=document, origin=origin)
     documents = build_source(source, seed)
     counted = [count_document(documents[index], objective) for index in range(COUNTED_DOCUMENTS)]
     equal = tuple(

@@ -46,8 +46,8 @@ class Hardware:
         if self.gpus < 1 or min(self.gpu_memory_gib, self.peak_tflops) <= 0 or not 0 < self.utilisation <= 1:
             raise ConfigError(
                 f"{self.gpus} GPUs of {self.gpu_memory_gib} GiB and {self.peak_tflops} TFLOPS, used at "
-                f"{self.utilisation}, cannot be meant; expected 1 or more, sizes above 0 and a share in (0, 1]; "
-                "correct them"
+                f"{self.utilisation}, cannot be meant; expected 1 or more, sizes above 0 and a share in "
+                "(0, 1]; correct them"
             )
 
 

@@ -119,8 +119,8 @@ def stage_of(config: RunConfig) -> DreamLLMObjectiveConfig:
     """The objective of a stage of DreamLLM; raises ConfigError for a run that is none."""
     if not isinstance(config.objective, DreamLLMObjectiveConfig):
         raise ConfigError(
-            f"{config.name} trains a {config.objective.kind}, which takes minutes on a laptop; a plan is made "
-            "for a stage of DreamLLM, such as dreamllm-7b/stage1"
+            f"{config.name} trains a {config.objective.kind}, which takes minutes on a laptop; a plan is "
+            "made for a stage of DreamLLM, such as dreamllm-7b/stage1"
         )
     return config.objective
 

@@ -101,11 +101,12 @@ def shapes_of_parts(parts: PartsConfig, base: Path) -> Shapes:
 
 def shapes_of_model(folder: Path) -> Shapes:
     """The shapes of a saved model."""
+    decoder: Any = _decoder_configs(folder / "image_decoder")
     return Shapes(
         config=read_index(folder).config,
         language_model=read_json(folder / "language_model" / "config.json"),
         vision_model=read_json(folder / "vision_encoder" / "config.json"),
-        **_decoder_configs(folder / "image_decoder"),
+        **decoder,
     )
 
 

@@ -101,8 +101,9 @@ def trace_pass(
                 loss = total(terms, counts=counts, weights=weights)
             del terms
             for_backward = ledger.now
-            with ledger.at(BACKWARD):
-                loss.backward()
+            if loss.requires_grad:  # it does not where nothing of the batch is learned
+                with ledger.at(BACKWARD):
+                    loss.backward()
     return Trace(
         at_peak=dict(ledger.at_peak),
         for_backward=dict(for_backward),
