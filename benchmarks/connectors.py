@@ -87,11 +87,11 @@ def run(arguments: argparse.Namespace, name: str, *, trained: bool, out: Path) -
         num_connector_layers=2,
         select_layer=-1,
         chat_template="plain_chat",
-        whiten=whiten,
     )
     source = WorldSourceConfig(documents={"draw_pair": 0.5, "draw": 0.5}, num_objects=(1,))
     objective = DreamLLMObjectiveConfig(
         parts=parts,
+        whiten=whiten,
         train=Trainable(language_model=trained, special_token_rows=not trained, visual_projector=False),
         phases=(PhaseConfig(sources=(source,)),),
         documents_per_step=arguments.documents,

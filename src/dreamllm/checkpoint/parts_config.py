@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from dreamllm.errors import ConfigError
-
 
 def is_local(source: str) -> bool:
     """Whether a source is written as a folder."""
@@ -29,7 +27,7 @@ class PartsConfig:
     tokenizer: str | None = None
     """None takes the language model's."""
     num_dream_queries: int = 64
-    """Q."""
+    """Learned queries a picture (Q)."""
     visual_projector: Literal["linear", "mlp"] = "linear"
     """From the vision encoder to the language model."""
     connector: Literal["linear", "mlp", "transformer"] = "linear"
@@ -45,15 +43,6 @@ class PartsConfig:
     chat_template: str | None = None
     """How conversations are spelled, see `sequence/chat.py`; None takes the tokenizer's own if it has one, and
     Vicuna's v1.1 otherwise."""
-    whiten: bool = False
-    """Start both projectors from whitened features, at the scale of what they replace; for linear ones."""
-
-    def __post_init__(self) -> None:
-        if self.whiten and (self.visual_projector, self.connector) != ("linear", "linear"):
-            raise ConfigError(
-                f"whiten=True with visual_projector={self.visual_projector!r} and connector={self.connector!r}: "
-                "a whitened start is known for linear projectors; choose linear ones, or whiten=False"
-            )
 
     def sources(self) -> Iterator[tuple[str, str]]:
         """Name and source of every part that is named."""

@@ -14,7 +14,6 @@ from dreamllm.errors import CheckpointError
 if TYPE_CHECKING:
     from dreamllm.checkpoint.compose import Composed
 
-DEFAULTS = PartsConfig(language_model="", vision_encoder="", image_decoder="")
 TRAINED_IN = {"language_model": "II, III", "vision_encoder": "never", "image_decoder": "never"}
 """The stages of the paper in which a part trains; connectors train in all."""
 
@@ -23,18 +22,7 @@ def run(
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
     /,
     *,
-    language_model: str,
-    vision_encoder: str,
-    image_decoder: str,
-    tokenizer: str | None = None,
-    connector: Literal["linear", "mlp", "transformer"] = DEFAULTS.connector,
-    num_connector_layers: int = DEFAULTS.num_connector_layers,
-    visual_projector: Literal["linear", "mlp"] = DEFAULTS.visual_projector,
-    num_dream_queries: int = DEFAULTS.num_dream_queries,
-    select_layer: int | None = None,
-    post_layernorm: bool | None = None,
-    vision_px: int | None = None,
-    chat_template: str | None = None,
+    parts: Annotated[PartsConfig, tyro.conf.arg(name="")],
     dtype: Literal["stored", "float32", "bfloat16", "float16"] = "stored",
     seed: int = 0,
 ) -> None:
@@ -45,38 +33,12 @@ def run(
 
     Args:
         out: Folder to write; it appears whole or not at all.
-        language_model: A causal language model of transformers.
-        vision_encoder: CLIP, SigLIP, SigLIP 2, DINOv2 or DINOv3, alone or in a two-tower model.
-        image_decoder: A diffusers pipeline: Stable Diffusion 1, 2, XL or 3, or Sana.
-        tokenizer: The language model's if left out.
-        connector: From the language model to the image decoder. linear is the paper's.
-        num_connector_layers: Layers of a transformer connector.
-        visual_projector: From the vision encoder to the language model.
-        num_dream_queries: Learned queries a picture.
-        select_layer: Hidden state of the vision encoder that is read; what suits its family if left out.
-        post_layernorm: Whether the final norm is applied to it; what suits the family if left out.
-        vision_px: Side of the pictures that are read; as the vision encoder is configured if left out.
-        chat_template: vicuna_v1_1, plain_chat, chatml, or tokenizer for the tokenizer's own, which is taken if
-            there is one.
-        dtype: Type of all weights; as each part is stored if left out.
+        parts: What it is made of.
+        dtype: Type of all weights; stored keeps each part as it is.
         seed: Of the connectors' first weights.
     """
     if out.exists():
         raise CheckpointError(f"{out} exists; a new model is composed into a new folder; choose another name")
-    parts = PartsConfig(
-        language_model=language_model,
-        vision_encoder=vision_encoder,
-        image_decoder=image_decoder,
-        tokenizer=tokenizer,
-        num_dream_queries=num_dream_queries,
-        visual_projector=visual_projector,
-        connector=connector,
-        num_connector_layers=num_connector_layers,
-        select_layer=select_layer,
-        post_layernorm=post_layernorm,
-        vision_px=vision_px,
-        chat_template=chat_template,
-    )
     import torch  # late, so that `--help` does not wait for it
 
     from dreamllm.checkpoint.compose import compose

@@ -211,11 +211,11 @@ def test_the_same_run_starts_from_the_same_whitened_connectors(
     parts: PartsConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dreamllm, "WHITENING_PICTURES", 8)
-    whitened = replace(parts, whiten=True)
     documents = {"vqa": 1.0, "draw": 1.0}
 
     first, second, plain = (
-        build(parts=chosen, documents=documents, row_length=640) for chosen in (whitened, whitened, parts)
+        build(parts=parts, whiten=whiten, documents=documents, row_length=640)
+        for whiten in (True, True, False)
     )
 
     assert torch.equal(first.module.visual_projector.weight, second.module.visual_projector.weight)

@@ -155,6 +155,9 @@ class DreamLLMObjectiveConfig:
     model: Path | None = None
     """Result of the stage before; or `parts` for a new model."""
     parts: PartsConfig | None = None
+    whiten: bool = False
+    """Start both projectors of a new model from whitened features, at the scale of what they replace; for
+    linear projectors and Stable Diffusion's U-Net."""
     train: Trainable = field(default_factory=Trainable)
     """What learns."""
     quantize: Literal["nf4", "int8"] | None = None
@@ -187,6 +190,12 @@ class DreamLLMObjectiveConfig:
     def __post_init__(self) -> None:
         if (self.model is None) == (self.parts is None):
             raise ConfigError("an objective needs either `model` (a stage before) or `parts` (stock parts)")
+        kinds = self.parts and (self.parts.visual_projector, self.parts.connector)
+        if self.whiten and kinds != ("linear", "linear"):
+            raise ConfigError(
+                f"whiten is true but the projectors are {kinds}; a whitened start is for the linear projectors "
+                "of a new model (`parts`); choose these, or set whiten to false"
+            )
         if self.quantize is not None and self.train.language_model:
             raise ConfigError(
                 f"quantize is {self.quantize!r} but train.language_model is true, and quantised weights cannot "

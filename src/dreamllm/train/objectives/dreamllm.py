@@ -86,7 +86,7 @@ class DreamLLMObjective:
             seed=seed,
             packing=config.packing,
         )
-        if config.parts is not None and config.parts.whiten:
+        if config.whiten:
             generator = make_generator(derive_seed(seed, "whitening"))
             whiten_connectors(self.module, self._whitening_batches(), generator=generator)
         self._rows: tuple[GroupRow, ...] = apply_trainable(
