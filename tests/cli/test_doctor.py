@@ -8,12 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 from packaging.requirements import Requirement
+from safetensors.torch import load_file, save_file
+from tests.cli.small_model import save_small_model
 from tests.models.tiny import dreamllm
 
-from dreamllm.checkpoint.pretrained import save_model
+from dreamllm.checkpoint.encoder import load_encoder
+from dreamllm.checkpoint.pretrained import load_model, save_model
+from dreamllm.checkpoint.self_test import write_self_test
 from dreamllm.cli import main
 from dreamllm.cli.doctor import (
     MODEL_PARTS,
+    check_model,
     check_model_folder,
     check_requirement,
     check_shipped_weights,
@@ -164,3 +169,41 @@ def test_a_broken_model_makes_the_verb_exit_with_1(
 
     assert status == 1
     assert "has no model_index.json" in capsys.readouterr().out
+
+
+def test_a_model_is_loaded_and_tested(tmp_path: Path) -> None:
+    folder = save_small_model(tmp_path / "model")
+
+    (without,) = check_model(folder)
+    model = load_model(folder)
+    write_self_test(folder, model, load_encoder(folder, model))
+    (passed,) = check_model(folder)
+    shrink = json.loads((folder / "image_processor" / "vision.json").read_text()) | {"image_px": 8}
+    (folder / "image_processor" / "vision.json").write_text(json.dumps(shrink))
+    faults = list(check_model(folder))
+
+    assert (without.state, without.subject) == ("note", "self-test")
+    assert (passed.state, passed.seen) == ("ok", "every number is what it was")
+    assert faults[0].state == "broken"
+
+
+def test_a_tensor_that_no_part_expects_is_broken(tmp_path: Path) -> None:
+    folder = save_small_model(tmp_path / "model")
+    file = folder / "connectors" / "model.safetensors"
+    save_file({**load_file(file), "extra.weight": torch.zeros(1)}, file)
+
+    (finding,) = check_model(folder)
+
+    assert finding.state == "broken"
+    assert "1 left over: extra.weight" in finding.seen
+
+
+def test_a_denoiser_is_a_unet_or_a_transformer(model_folder: Path) -> None:
+    (model_folder / UNET).rename(model_folder / "image_decoder" / "transformer")
+    (renamed,) = check_model_folder(model_folder)
+    shutil.rmtree(model_folder / "image_decoder" / "transformer")
+
+    (missing,) = check_model_folder(model_folder)
+
+    assert renamed.state == "ok"
+    assert missing.seen == f"{model_folder / UNET} is missing, and so is transformer"

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image as PILImage
 from tests.cli.small_model import PICTURE_PX, save_small_model
 
@@ -79,6 +80,43 @@ def test_pictures_of_the_user_come_before_the_words(model: str, tmp_path: Path) 
     assert status == 0
     assert picture.role == words.role == "user"
     assert load_json(out).images[0].load().size == (20, 30)
+
+
+def test_a_model_of_eight_bits_writes_a_document(model: str, tmp_path: Path) -> None:
+    pytest.importorskip("torchao")
+    out = tmp_path / "small.json"
+
+    status = main(
+        [
+            "generate",
+            "red",
+            "--model",
+            model,
+            "--mode",
+            "image",
+            "--quantize",
+            "int8",
+            "--out",
+            str(out),
+            *FEW_STEPS,
+        ]
+    )
+
+    assert status == 0
+    assert load_json(out).images[0].load().size == (PICTURE_PX, PICTURE_PX)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")
+@pytest.mark.parametrize("offload", ["model", "layer"])
+def test_offload_without_a_gpu_is_one_line(
+    model: str, offload: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = main(["generate", "red", "--model", model, "--offload", offload])
+
+    shown_error = capsys.readouterr().err
+    assert status == 2
+    assert f"offload='{offload}' lets parts wait on the CPU for their turn on a GPU" in shown_error
+    assert shown_error.count("\n") == 1
 
 
 @pytest.mark.parametrize("suffix", [".html", ".jsonl"])

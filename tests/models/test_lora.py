@@ -72,7 +72,11 @@ def test_a_language_model_with_new_adapters_is_the_same_stock_model() -> None:
     add_lora(model, SMALL)
 
     assert type(model) is LlamaForCausalLM
-    assert (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()) == (decoder, table, head)
+    assert (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()) == (
+        decoder,
+        table,
+        head,
+    )
     assert torch.equal(model(IDS).logits, before)
     assert {p.dtype for p in lora_parameters(model)} == {torch.float32}
 
@@ -86,7 +90,11 @@ def test_every_linear_layer_of_the_blocks_is_adapted_and_neither_table_nor_head(
 
     adapted = {name for name, layer in model.get_decoder().named_modules() if hasattr(layer, "lora_A")}
     assert adapted == linears
-    assert not any(name.startswith("lm_head") or "embed" in name for name, p in model.named_parameters() if "lora_" in name)
+    assert not any(
+        name.startswith("lm_head") or "embed" in name
+        for name, p in model.named_parameters()
+        if "lora_" in name
+    )
 
 
 def test_layers_are_adapted_by_the_ends_of_their_names() -> None:
@@ -102,7 +110,9 @@ def test_layers_are_adapted_by_the_ends_of_their_names() -> None:
 
 
 def test_a_name_that_no_layer_has_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ConfigError, match="LlamaForCausalLM has a name that ends in w_q; there are down_proj, gate_"):
+    with pytest.raises(
+        ConfigError, match="LlamaForCausalLM has a name that ends in w_q; there are down_proj, gate_"
+    ):
         add_lora(llama(), LoraConfig(target_modules=("w_q",)))
 
 
@@ -113,7 +123,11 @@ def test_projections_of_attention_are_adapted_in_every_kind_of_denoiser(make) ->
     add_lora(denoiser, SMALL)
 
     adapted = {name for name, layer in denoiser.named_modules() if hasattr(layer, "lora_A")}
-    attentions = [name for name, layer in denoiser.named_modules() if hasattr(layer, "to_out") and hasattr(layer, "to_q")]
+    attentions = [
+        name
+        for name, layer in denoiser.named_modules()
+        if hasattr(layer, "to_out") and hasattr(layer, "to_q")
+    ]
     assert attentions
     for name in attentions:
         assert {f"{name}.{end}" for end in ("to_q", "to_k", "to_v", "to_out.0")} <= adapted, name

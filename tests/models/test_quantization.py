@@ -95,7 +95,9 @@ def test_a_kind_that_is_unknown_and_a_part_without_linear_layers_are_refused() -
 
 
 @KINDS
-def test_a_package_that_is_missing_is_one_line_with_the_cure(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_is_missing_is_one_line_with_the_cure(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
 
     with pytest.raises(MissingExtraError, match=r"pip install 'dreamllm\[quantize\]'") as caught:

@@ -1,4 +1,4 @@
-"""Small tokenizers with the chat templates of known model families: their tokens and control flow, other words.
+"""Small tokenizers with the chat templates of known model families: their tokens and control flow.
 
 A vocabulary is trained on the family's own conversations, so that pairs across the borders of a template are
 as frequent as any: where ids depended on cutting there, they would differ.
@@ -174,7 +174,7 @@ _WORDS = (
 
 
 def byte_level(family: Family) -> PreTrainedTokenizerFast:
-    """Byte-level BPE whose words may begin with a mark and end in line breaks, as those of Llama 3 and Qwen."""
+    """Byte-level BPE whose words may begin with a mark and end in line breaks, as in Llama 3 and Qwen."""
     backend = Backend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [

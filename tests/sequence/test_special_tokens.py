@@ -73,6 +73,35 @@ def test_a_token_that_a_user_could_type_is_refused_and_add_special_tokens_mends_
     assert SpecialTokens.of(tokenizer).dream == tokenizer.convert_tokens_to_ids("<dream>")
 
 
+def test_an_ordinary_word_of_the_same_name_stays_a_word_and_the_token_is_spelled_otherwise() -> None:
+    words = {word: i for i, word in enumerate(["?", "see", "<image>", "[PAD]"])}
+    backend = Backend(models.WordLevel(words, unk_token="?"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+
+    assert add_special_tokens(tokenizer) == 8
+    assert add_special_tokens(tokenizer) == 0
+
+    special = SpecialTokens.of(tokenizer)
+    assert tokenizer.convert_ids_to_tokens([special.pad, special.image, special.dream]) == [
+        "<dreamllm:pad>",
+        "<dreamllm:image>",
+        "<dream>",
+    ]
+    assert tokenizer.pad_token_id == special.pad
+    assert words.items() <= tokenizer.get_vocab().items()
+    assert tokenizer.encode("see <image>", add_special_tokens=False) == [1, 2]
+
+
+def test_a_token_of_a_vocabulary_that_no_text_reaches_is_used_as_it_is() -> None:
+    vocabulary = {token: i for i, token in enumerate([*"<>[]_abcdeghimnprstPAD/", *NAMES])}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Backend(models.BPE(dict(vocabulary), [])))
+
+    assert add_special_tokens(tokenizer) == 0
+
+    assert SpecialTokens.of(tokenizer).dream_end == vocabulary["<dream_end>"]
+
+
 def test_a_token_in_the_vocabulary_that_is_split_into_pieces_is_refused() -> None:
     vocabulary = {token: i for i, token in enumerate([*"<>[]_abcdeghimnprstPAD/", *NAMES])}
     backend = Backend(models.BPE(vocabulary, []))

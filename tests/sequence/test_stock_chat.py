@@ -3,19 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from dreamllm.data.transforms import TargetTransform, VisionTransform
-from dreamllm.document.document import Document, Text
-from dreamllm.document.messages import from_messages
-from dreamllm.errors import ConfigError, DocumentError
-from dreamllm.sequence.chat import CHATML, VICUNA_V1_1, ChatTemplate
-from dreamllm.sequence.encode import SequenceEncoder
-from dreamllm.sequence.layout import SlotSizes
-from dreamllm.sequence.stock_chat import end_of_answer, template_of
-from dreamllm.sequence.stock_tokenizer import prepare_tokenizer
-from dreamllm.sequence.tokenizer import Tokenizer
-
-from .stock_families import (
+from tests.sequence.stock_families import (
     CONVERSATION,
     FAMILIES,
     MISTRAL,
@@ -29,6 +17,20 @@ from .stock_families import (
     sentencepiece_like,
     stock_ids,
 )
+from tokenizers import AddedToken
+from transformers import AutoTokenizer
+
+from dreamllm.data.transforms import TargetTransform, VisionTransform
+from dreamllm.document.document import Document, Text
+from dreamllm.document.messages import from_messages
+from dreamllm.errors import ConfigError, DocumentError
+from dreamllm.sequence.chat import CHAT_TEMPLATES, CHATML, VICUNA_V1_1, ChatTemplate
+from dreamllm.sequence.encode import SequenceEncoder
+from dreamllm.sequence.layout import SlotSizes
+from dreamllm.sequence.special_tokens import add_special_tokens
+from dreamllm.sequence.stock_chat import end_of_answer, resolve_chat, template_of
+from dreamllm.sequence.stock_tokenizer import prepare_tokenizer
+from dreamllm.sequence.tokenizer import Tokenizer
 
 WITH_AND_WITHOUT_SYSTEM = [CONVERSATION, [*SYSTEM, *CONVERSATION]]
 ANSWER: Messages = [{"role": "assistant", "content": "It's red."}]
@@ -104,7 +106,7 @@ def test_gemma_says_the_system_text_in_the_turn_of_the_user(prepared: dict[str, 
     assert template_of(prepared["gemma_3"].hf) == ChatTemplate(
         name="tokenizer",
         system="",
-        system_prefix="<start_of_turn>user\n",
+        system_prefix="",
         system_end="\n\n",
         user_prefix="<start_of_turn>user\n",
         user_end="<end_of_turn>\n",
@@ -131,7 +133,8 @@ def test_a_system_text_that_moves_with_the_last_turn_is_refused_when_it_comes_up
 
     template = template_of(hf)
 
-    written = encoder_of(_with_specials(hf), template).encode_prompt(from_messages(CONVERSATION))
+    add_special_tokens(hf)
+    written = encoder_of(Tokenizer(hf), template).encode_prompt(from_messages(CONVERSATION))
     assert written.input_ids[1:].tolist() == stock_ids(hf, CONVERSATION)
     with pytest.raises(
         DocumentError, match="'tool' has a system part, but the chat template 'tokenizer' take"
@@ -141,7 +144,10 @@ def test_a_system_text_that_moves_with_the_last_turn_is_refused_when_it_comes_up
 
 def test_a_template_without_a_system_role_refuses_system_parts_with_its_own_words() -> None:
     no_role = "{%- if messages[0]['role'] == 'system' %}{{- raise_exception('no system') }}{%- endif %}"
-    template = template_of(byte_level(Family(no_role + VICUNA, "<s>", "</s>")))
+    hf = byte_level(FAMILIES["vicuna"])
+    hf.chat_template = no_role + VICUNA
+
+    template = template_of(hf)
 
     assert template.refuses_system == "it refuses the turns system, user, assistant, user (no system)"
     assert template.user_prefix == "USER:"
@@ -205,3 +211,54 @@ def test_blanks_that_a_token_swallows_are_left_out(tmp_path: Path) -> None:
     assert (template.user_prefix, template.user_end) == ("<|user|>", "<|end|>")
     prompt = encoder_of(tokenizer, template).encode_prompt(from_messages(CONVERSATION))
     assert prompt.input_ids[1:].tolist() == stock_ids(tokenizer.hf, CONVERSATION)
+
+
+@pytest.mark.parametrize("messages", WITH_AND_WITHOUT_SYSTEM)
+@pytest.mark.parametrize("name", ["vicuna", "mistral"])
+def test_a_tokenizer_that_puts_spaces_before_texts_has_the_stock_ids_too(
+    name: str, messages: Messages, tmp_path: Path
+) -> None:
+    tokenizer, _ = prepare_tokenizer(
+        saved(sentencepiece_like(FAMILIES[name]), tmp_path),
+        model_bos_id=None,
+        model_eos_id=None,
+        chat="tokenizer",
+    )
+    encoder = encoder_of(tokenizer, template_of(tokenizer.hf))
+
+    prompt = encoder.encode_prompt(from_messages(messages)).input_ids.tolist()
+
+    assert prompt == [tokenizer.bos_id, *stock_ids(tokenizer.hf, messages)]
+
+
+@pytest.mark.parametrize("messages", WITH_AND_WITHOUT_SYSTEM)
+@pytest.mark.parametrize("chat", CHAT_TEMPLATES)
+def test_a_saved_tokenizer_carries_the_named_template_in_its_stock_form(
+    tmp_path: Path, chat: str, messages: Messages
+) -> None:
+    stock = byte_level(FAMILIES["qwen_2_5"])
+    tokenizer, _ = prepare_tokenizer(
+        saved(stock, tmp_path / "stock"), model_bos_id=None, model_eos_id=None, chat=chat
+    )
+    tokenizer.save_pretrained(tmp_path / "ours")
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "ours", local_files_only=True)
+    encoder = encoder_of(tokenizer, resolve_chat(chat, tokenizer.hf))
+
+    (full,) = encoder.encode(from_messages(messages + ANSWER))
+    prompt = encoder.encode_prompt(from_messages(messages))
+
+    text = loaded.apply_chat_template(messages + ANSWER, tokenize=False)
+    assert full.input_ids.tolist() == tokenizer.encode_markup(text)
+    assert full.input_ids[1:].tolist() == stock_ids(loaded, messages + ANSWER, prompt=False)
+    assert prompt.input_ids[1:].tolist() == stock_ids(loaded, messages)
+    read_back = encoder_of(tokenizer, template_of(loaded)).encode_prompt(from_messages(messages))
+    np.testing.assert_array_equal(read_back.input_ids, prompt.input_ids)
+
+
+def test_a_name_resolves_to_a_named_template_or_to_the_tokenizers_own(prepared: dict[str, Tokenizer]) -> None:
+    hf = prepared["gemma_3"].hf
+
+    assert resolve_chat("vicuna_v1_1", hf) is VICUNA_V1_1
+    assert resolve_chat("tokenizer", hf) == template_of(hf)
+    with pytest.raises(ConfigError, match="there is no chat template 'gemma'"):
+        resolve_chat("gemma", hf)

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken, decoders, models, normalizers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
@@ -137,6 +137,34 @@ def test_a_tokenizer_that_puts_a_space_before_a_text_gets_no_second_one() -> Non
     assert tokenizer.encode(" red") == tokenizer.encode("red") == [2, 3, 4, 5]
     assert tokenizer.encode("  red") == [2, 2, 3, 4, 5]
     assert tokenizer.encode("") == []
+
+
+@pytest.mark.parametrize("scheme", ["old", "always", "first", "never"])
+def test_text_that_goes_on_gets_the_ids_it_has_inside_the_whole(scheme: str) -> None:
+    hf_tokenizer = sentencepiece_tokenizer()
+    if scheme != "old":
+        hf_tokenizer.backend_tokenizer.normalizer = None
+        hf_tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
+            prepend_scheme=scheme, split=False
+        )
+    tokenizer = Tokenizer(hf_tokenizer)
+
+    pieces = ["red", "dr", " e", "</s>", "de", "<s></s>e", " red"]
+    ids = [tokenizer.bos_id]
+    for piece in pieces:
+        ids += tokenizer.encode_markup(piece, after=ids[-1])
+
+    whole = "<s>" + "".join(pieces)
+    assert ids == hf_tokenizer.encode(whole, add_special_tokens=False, split_special_tokens=False)
+
+
+def test_the_vocabulary_is_as_large_as_its_highest_id_asks() -> None:
+    with_a_gap = Backend(models.BPE({"<s>": 0, "</s>": 1, "a": 20}, []))
+    hf_tokenizer = PreTrainedTokenizerFast(tokenizer_object=with_a_gap, bos_token="<s>", eos_token="</s>")
+    add_special_tokens(hf_tokenizer)
+
+    assert len(hf_tokenizer) == 11
+    assert Tokenizer(hf_tokenizer).vocab_size == 21
 
 
 def test_a_tokenizer_without_bos_is_refused() -> None:

@@ -42,7 +42,9 @@ def run(
     import torch  # late, so that `--help` does not wait for it
 
     from dreamllm.checkpoint.compose import compose
+    from dreamllm.checkpoint.encoder import encoder_of
     from dreamllm.checkpoint.pretrained import save_model
+    from dreamllm.checkpoint.self_test import write_self_test
     from dreamllm.runtime.logs import configure_logging
     from dreamllm.runtime.seeding import seed_everything
 
@@ -56,6 +58,8 @@ def run(
         transforms=composed.transforms,
         sources=composed.sources,
     )
+    encoder = encoder_of(composed.model, composed.tokenizer, composed.transforms)
+    write_self_test(out, composed.model, encoder)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     console.print(table_of(composed))
     for line in notes_on(composed):

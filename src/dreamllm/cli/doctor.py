@@ -13,12 +13,18 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from packaging.requirements import Requirement
 from rich.console import Console
 from rich.text import Text
+
+from dreamllm.errors import DreamLLMError
+
+if TYPE_CHECKING:
+    from dreamllm.models.dreamllm import DreamLLM
+    from dreamllm.sequence.encode import SequenceEncoder
 
 IMPORT_TIMEOUT_S = 120
 MODEL_PARTS = (
@@ -27,11 +33,12 @@ MODEL_PARTS = (
     "vision_encoder",
     "image_processor",
     "connectors",
-    "image_decoder/unet",
     "image_decoder/vae",
     "image_decoder/scheduler",
 )
 """The folders of a model, as `checkpoint/pretrained.py` writes them; named again here to do without torch."""
+DENOISERS = ("image_decoder/unet", "image_decoder/transformer")
+"""Of which a model has one."""
 _STYLES = {"ok": "green", "note": "yellow", "broken": "red"}
 
 
@@ -74,7 +81,10 @@ def _examine(model: Path | None) -> Iterator[Finding]:
     yield from check_requirements()
     yield from check_shipped_weights(Path(__file__).parents[1] / "weights")
     if model is not None:
-        yield from check_model_folder(model)
+        whole = list(check_model_folder(model))
+        yield from whole
+        if all(finding.state == "ok" for finding in whole):
+            yield from check_model(model)
 
 
 def check_torch() -> Iterator[Finding]:
@@ -189,6 +199,8 @@ def check_model_folder(folder: Path) -> Iterator[Finding]:
     json_files = sorted(folder.rglob("*.json"))
     tensor_files = sorted(folder.rglob("*.safetensors"))
     faults = [f"{folder / part} is missing" for part in MODEL_PARTS if not (folder / part).is_dir()]
+    if not any((folder / part).is_dir() for part in DENOISERS):
+        faults.append(f"{folder / DENOISERS[0]} is missing, and so is transformer")
     if not (folder / "model_index.json").is_file():
         faults = [f"{folder} has no model_index.json, so it is no model folder"]
     faults += [fault for file in json_files if (fault := _json_fault(file))]
@@ -202,6 +214,47 @@ def check_model_folder(folder: Path) -> Iterator[Finding]:
         size_mb = sum(file.stat().st_size for file in tensor_files) / 1e6
         seen = f"{folder} is whole: {len(tensor_files)} weight files, {size_mb:.1f} MB"
         yield Finding(state="ok", subject="model", seen=seen)
+
+
+def check_model(folder: Path) -> Iterator[Finding]:
+    """Whether a whole model folder is a model: it loads, its parts fit, and it computes what it did."""
+    # late, so that a broken torch is a finding and no crash
+    from dreamllm.checkpoint.encoder import load_encoder
+    from dreamllm.checkpoint.pretrained import load_model
+    from dreamllm.checkpoint.self_test import check_self_test
+
+    try:
+        model = load_model(folder)
+        encoder = load_encoder(folder, model)
+        unfit = list(_misfits(model, encoder))
+        yield from unfit
+        faults = None if unfit else check_self_test(folder, model, encoder)
+    except DreamLLMError as error:
+        yield Finding(state="broken", subject="model", seen=str(error))
+        return
+    if unfit:
+        return
+    if faults is None:
+        seen = "this folder has none, so that it computes what it did cannot be checked"
+        yield Finding(state="note", subject="self-test", seen=seen, cure="save the model again")
+    elif not faults:
+        yield Finding(state="ok", subject="self-test", seen="every number is what it was")
+    for fault in faults or ():
+        cure = "compare the versions in model_index.json with the installed ones, or copy the model again"
+        yield Finding(state="broken", subject="self-test", seen=fault, cure=cure)
+
+
+def _misfits(model: "DreamLLM", encoder: "SequenceEncoder") -> Iterator[Finding]:
+    """Where tokenizer and picture transforms do not fit the model."""
+    rows = model.language_model.get_input_embeddings().num_embeddings
+    if encoder.tokenizer.vocab_size > rows:
+        seen = f"the tokenizer has {encoder.tokenizer.vocab_size} ids, the language model {rows} rows"
+        yield Finding(state="broken", subject="tokenizer", seen=seen, cure="restore the tokenizer folder")
+    if encoder.vision_transform.image_px != model.vision_encoder.image_px:
+        seen = f"made for {encoder.vision_transform.image_px} px, read at {model.vision_encoder.image_px} px"
+        yield Finding(
+            state="broken", subject="pictures", seen=seen, cure="restore image_processor/vision.json"
+        )
 
 
 def _json_fault(file: Path) -> str:

@@ -8,7 +8,7 @@ generation: the prompt form (`prompt=True`) is an exact prefix of the training f
 import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, takewhile
 
 from dreamllm.document.document import Document, Image, Part, Role, Text
 from dreamllm.errors import ConfigError, DocumentError
@@ -52,8 +52,8 @@ class ChatTemplate:
     opening: str = ""
     """Opens a conversation that has neither a system part nor `system`: Llama 3.1 writes dates there."""
     system_in_user_turn: bool = False
-    """Whether a system text stands inside the user's turn (Gemma): the user's words follow `system_end` at
-    once."""
+    """Whether the user says the system text (Gemma): what the user says first then begins with
+    `system_prefix`, the text and `system_end`."""
     refuses_system: str = ""
     """Why no system part can be written; empty where one can."""
 
@@ -69,14 +69,11 @@ class ChatTemplate:
         """
         self._check_system(document)
         pieces: list[Piece] = []
-        parts = document.parts
-        pending = "" if parts and parts[0].role == "system" else self.without_system
+        has_system = any(part.role == "system" for part in document.parts[:1])
+        pending = "" if has_system else self.without_system
         role: Role | None = None
-        before: Role | None = None
-        for role, turn in groupby(parts, key=lambda part: part.role):
+        for role, turn in groupby(self._with_system_joined(document.parts), key=lambda part: part.role):
             prefix, content_prefix, end = self._around(role)
-            if self.system_in_user_turn and (before, role) == ("system", "user"):
-                prefix = content_prefix = ""
             markup = pending + prefix
             if role != "assistant":
                 words = markup.rstrip(" ")
@@ -87,7 +84,7 @@ class ChatTemplate:
             pieces += _contents(turn, content_prefix)
             if role == "assistant":
                 pieces.append(EndOfTurn())
-            pending, before = end, role
+            pending = end
         if not prompt:
             return pieces
         if role == "assistant":
@@ -107,10 +104,23 @@ class ChatTemplate:
                 f"templates {', '.join(CHAT_TEMPLATES)}"
             )
 
+    def _with_system_joined(self, parts: tuple[Part, ...]) -> tuple[Part, ...]:
+        """The parts, where a system text at their front is one with the user's text, if the user says it."""
+        if not self.system_in_user_turn or not parts or parts[0].role != "system":
+            return parts
+        system = list(takewhile(lambda part: part.role == "system", parts))
+        text = "".join(part.text for part in system if isinstance(part, Text)).strip()
+        text = self.system_prefix + text + self.system_end
+        pictures = [replace(part, role="user") for part in system if isinstance(part, Image)]
+        rest = [*pictures, *parts[len(system) :]]
+        if rest and rest[0].role == "user" and isinstance(rest[0], Text):
+            text += rest.pop(0).text.lstrip()
+        return (Text(text=text, role="user"), *rest)
+
     def _around(self, role: Role | None) -> tuple[str, str, str]:
-        if role == "system":
+        if role == "system" and not self.system_in_user_turn:
             return self.system_prefix, "", self.system_end
-        if role == "user":
+        if role in ("system", "user"):
             return self.user_prefix, self.content_prefix, self.user_end
         return self.assistant_prefix, self.content_prefix, self.assistant_end
 

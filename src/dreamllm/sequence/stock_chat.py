@@ -148,9 +148,15 @@ def _without_system(hf_tokenizer: PreTrainedTokenizerFast) -> ChatTemplate:
 def _with_system(template: ChatTemplate, hf_tokenizer: PreTrainedTokenizerFast) -> ChatTemplate:
     head, to_user, *_ = _gaps(hf_tokenizer, "system", "user", "assistant", "user")
     opens = template.user_prefix + template.content_prefix
-    in_user_turn = not to_user.endswith(opens)
-    end = to_user if in_user_turn else to_user.removesuffix(opens)
-    template = replace(template, system_prefix=head, system_end=end, system_in_user_turn=in_user_turn)
+    if not to_user.endswith(opens):
+        tokens = [token.content for token in hf_tokenizer.added_tokens_decoder.values() if token.special]
+        around = head.removeprefix(opens) + to_user
+        if not head.startswith(opens) or any(token in around for token in tokens):
+            raise ConfigError(f"it writes {head!r} before a system text and {to_user!r} after it")
+        head = head.removeprefix(opens)
+        return replace(template, system_prefix=head, system_end=to_user, system_in_user_turn=True)
+    end = to_user.removesuffix(opens)
+    template = replace(template, system_prefix=head, system_end=end)
     default = template.opening.removeprefix(head).removesuffix(end)
     if default and head + default + end == template.opening:
         return replace(template, opening="", system=default)

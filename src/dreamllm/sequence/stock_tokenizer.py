@@ -52,12 +52,24 @@ def prepare_tokenizer(
         _keep_own_chat(hf_tokenizer)
     else:
         hf_tokenizer.chat_template = jinja_of(chat_template(chat))
-    known = len(hf_tokenizer)
-    add_special_tokens(hf_tokenizer)
+    new_ids = _add_special_tokens(hf_tokenizer)
     tokenizer = Tokenizer(hf_tokenizer)
-    new_ids = list(range(known, tokenizer.vocab_size))
     _log.info("added %d special tokens; the tokenizer has %d ids now", len(new_ids), tokenizer.vocab_size)
     return tokenizer, new_ids
+
+
+def _add_special_tokens(hf_tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """The ids that are new."""
+    known = set(hf_tokenizer.get_vocab().values())
+    num_added = add_special_tokens(hf_tokenizer)
+    new_ids = sorted(set(hf_tokenizer.get_vocab().values()) - known)
+    if len(new_ids) != num_added:  # tokenizers counts tokens to find the next id, and overlooks gaps
+        raise ConfigError(
+            f"the ids of the tokenizer have gaps: {len(known)} tokens have ids up to {max(known)}, and "
+            f"{num_added - len(new_ids)} of {num_added} new tokens would share an id with another one; fill "
+            "the gaps in its tokenizer.json with unused tokens"
+        )
+    return new_ids
 
 
 def _load(folder: Path) -> PreTrainedTokenizerFast:

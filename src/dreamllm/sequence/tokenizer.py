@@ -6,9 +6,11 @@ markup.
 """
 
 import copy
+import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -21,8 +23,6 @@ BOS = "<s>"
 EOS = "</s>"
 _NUM_BYTES = 256
 _SENTENCEPIECE_SPACE = "\u2581"
-_ANCHOR = "\0"
-"""Text that no token joins to what follows it."""
 
 
 class Tokenizer:
@@ -54,6 +54,7 @@ class Tokenizer:
         self._prepends_space = self._has_space("a")
         self._prepends_space_after_special = self._has_space(f"{hf_tokenizer.bos_token}a")
         self._backend.encode_special_tokens = True
+        self._going_on = _without_prepended_space(self._backend) if self._prepends_space else self._backend
         added = self._backend.get_added_tokens_decoder()
         self._added_ids = frozenset(added)
         self._specials = {token.content: token_id for token_id, token in added.items() if token.special}
@@ -75,7 +76,7 @@ class Tokenizer:
         if self._prepends_space:
             is_special = after in self._added_ids
             if after is not None and not (is_special and self._prepends_space_after_special):
-                return self._encode_going_on(text)
+                return list(self._going_on.encode(text, add_special_tokens=False).ids)
             text = text.removeprefix(" ")
         return list(self._backend.encode(text, add_special_tokens=False).ids) if text else []
 
@@ -89,11 +90,6 @@ class Tokenizer:
             else:
                 ids += self.encode(piece, after=ids[-1] if ids else after)
         return ids
-
-    def _encode_going_on(self, text: str) -> list[int]:
-        encoding = self._backend.encode(_ANCHOR + text, add_special_tokens=False)
-        spans = zip(encoding.ids, encoding.offsets, strict=True)
-        return [token_id for token_id, (_, end) in spans if end > len(_ANCHOR)]
 
     def _has_space(self, text: str) -> bool:
         tokens = self._backend.encode(text, add_special_tokens=False).tokens
@@ -121,6 +117,27 @@ class Tokenizer:
                 "expected; check the path"
             )
         return cls(PreTrainedTokenizerFast.from_pretrained(str(path), local_files_only=True))
+
+
+def _without_prepended_space(backend: Backend) -> Backend:
+    """A copy for text that goes on where other text ends."""
+    spec = json.loads(backend.to_str())
+    for steps in ("normalizer", "pre_tokenizer"):
+        spec[steps] = _prepending_nothing(spec[steps])
+    copied = Backend.from_str(json.dumps(spec))
+    copied.encode_special_tokens = True  # the file format does not hold it
+    return copied
+
+
+def _prepending_nothing(step: dict[str, Any] | None) -> dict[str, Any] | None:
+    if step is None or step["type"] == "Prepend":
+        return None
+    if step["type"] == "Metaspace":
+        return {**step, "prepend_scheme": "never"}
+    for inner in step.keys() & {"normalizers", "pretokenizers"}:
+        changed = [_prepending_nothing(each) for each in step[inner]]
+        step = {**step, inner: [each for each in changed if each is not None]}
+    return step
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:

@@ -8,7 +8,6 @@ from torch import nn
 from torch.testing import assert_close
 
 from dreamllm.checkpoint.parts_config import PartsConfig
-from dreamllm.checkpoint.parts_config import PartsConfig
 from dreamllm.checkpoint.pretrained import load_model
 from dreamllm.checkpoint.store import latest, load_run, save_run
 from dreamllm.config import load_config, to_dict
@@ -16,7 +15,6 @@ from dreamllm.data.sources import PhaseConfig, WorldSourceConfig
 from dreamllm.errors import ConfigError
 from dreamllm.models.lora import lora_parameters
 from dreamllm.models.trainable import LoraConfig, Trainable
-from dreamllm.models.trainable import Trainable
 from dreamllm.runtime.seeding import make_generator, seed_everything
 from dreamllm.sequence.batch import Batch
 from dreamllm.train.objectives import dreamllm
@@ -272,7 +270,9 @@ def test_adapters_are_chosen_in_a_recipe() -> None:
     assert config.train == Trainable(language_model_lora=LoraConfig(), image_decoder_lora=LoraConfig(rank=4))
     assert load_config(DreamLLMObjectiveConfig, to_dict(config)) == config
     with pytest.raises(ConfigError, match="quantised weights cannot learn"):
-        load_config(DreamLLMObjectiveConfig, {"model": "x", "quantize": "int8", "train": {"language_model": True}})
+        load_config(
+            DreamLLMObjectiveConfig, {"model": "x", "quantize": "int8", "train": {"language_model": True}}
+        )
 
 
 @BASES
@@ -337,7 +337,9 @@ def test_a_run_that_was_exported_and_one_that_was_resumed_equal_an_undisturbed_o
         row_length=320,
         rows_per_micro_batch=2,
     )
-    config = RunConfig(name="adapters", objective=objective, steps=10, optim=OptimConfig(lr=1e-2), ema_decay=0.9)
+    config = RunConfig(
+        name="adapters", objective=objective, steps=10, optim=OptimConfig(lr=1e-2), ema_decay=0.9
+    )
 
     def start() -> Run:
         seed_everything(8)

@@ -59,26 +59,24 @@ def _check_fits(model: Path, config: DreamLLMConfig) -> None:
     language = read_json(model / "language_model" / "config.json")
     vision = read_json(model / "vision_encoder" / "config.json")
     unet = model / "image_decoder" / "unet" / "config.json"
-    defaults = DreamLLMConfig()
-    reasons = {
-        f"its language model is {language.get('model_type')!r}, not 'llama'": language.get("model_type")
-        != "llama",
-        "its language model has tied embeddings": language.get("tie_word_embeddings", False),
-        f"its vision encoder is {vision.get('model_type')!r}, not CLIP": vision.get("model_type")
-        != "clip_vision_model",
-        "its image decoder is no Stable Diffusion 1 or 2": not unet.is_file()
-        or decoder_class(read_json(unet)) is not StableDiffusionDecoder,
-        f"its condition projector is {config.condition_projector!r}": config.condition_projector
-        == "transformer",
-    }
+    reasons = []
+    if language.get("model_type") != "llama" or language.get("tie_word_embeddings"):
+        reasons.append(f"its language model is {language.get('model_type')!r}, or has tied embeddings")
+    if vision.get("model_type") != "clip_vision_model":
+        reasons.append(f"its vision encoder is {vision.get('model_type')!r}")
+    if not unet.is_file() or decoder_class(read_json(unet)) is not StableDiffusionDecoder:
+        reasons.append("its image decoder is another one")
+    if config.condition_projector == "transformer":
+        reasons.append("its condition projector is a transformer")
     for name in ("select_layer", "drop_cls", "post_layernorm", "vision_px", "chat_template"):
-        value, fixed = getattr(config, name), getattr(defaults, name)
-        reasons[f"its {name} is {value!r}, not {fixed!r}"] = value != fixed
-    found = [reason for reason, is_true in reasons.items() if is_true]
-    if found:
+        value, fixed = getattr(config, name), getattr(DreamLLMConfig(), name)
+        if value != fixed:
+            reasons.append(f"its {name} is {value!r} and not {fixed!r}")
+    if reasons:
         raise CheckpointError(
-            f"{model} cannot be written in the official layout: {', '.join(found)}; expected a LLaMA with CLIP and "
-            "Stable Diffusion as in the paper; keep the model folder as it is"
+            f"{model} cannot be written in the official layout: {', '.join(reasons)}; expected "
+            "an untied LLaMA with CLIP and Stable Diffusion, connected as in the paper; "
+            "keep the model folder as it is"
         )
 
 
@@ -92,10 +90,8 @@ def _part(model: Path, part: str) -> Mapping[str, Tensor]:
             return find_tensors(model / "image_decoder" / part, _DIFFUSERS)
         case _:
             tensors = find_tensors(model / "connectors", _TRANSFORMERS)
-            before = f"{part}."
-            return {
-                name[len(before) :]: tensor for name, tensor in tensors.items() if name.startswith(before)
-            }
+            split = [(*name.split(".", 1), tensor) for name, tensor in tensors.items()]
+            return {name: tensor for connector, name, tensor in split if connector == part}
 
 
 def _write_configs(language_model: Path, folder: Path) -> None:

@@ -77,18 +77,20 @@ def read_official(folder: Path, *, vision_encoder: Path, image_decoder: Path) ->
     tokenizer = read_tokenizer(folder)
     config = _language_config(folder / "config.json", tokenizer.tokenizer)
     skipped: Counter[str] = Counter()
-    files = {plugin: _plugin_file(folder, plugin) for plugin in PLUGINS}
     parts: Parts = {}
-    for plugin, file in files.items():
+    sources = {"language_model": folder}
+    for plugin in PLUGINS:
+        file = _plugin_file(folder, plugin)
         found, num_computed = by_part(read_tensors(file), prefix=plugin.prefix, source=file)
         parts |= {name: found.get(name, {}) for name in plugin.parts}
+        sources |= dict.fromkeys(plugin.parts, file)
         skipped["computed buffers"] += num_computed
-    found, num_computed = by_part(find_tensors(folder, LANGUAGE_MODEL_FILES), source=folder)
-    language = found.pop("language_model", {})
-    _check_copies(found, parts, folder)
+    copies, num_computed = by_part(find_tensors(folder, LANGUAGE_MODEL_FILES), source=folder)
+    parts["language_model"] = copies.pop("language_model", {})
+    _check_copies(folder, copies, originals=parts)
     skipped["computed buffers"] += num_computed
-    skipped["copies of plugin tensors"] += sum(map(len, found.values()))
-    model = _model(folder, config, language, parts, vision_encoder, image_decoder)
+    skipped["copies of plugin tensors"] += sum(map(len, copies.values()))
+    model = _model(config, parts, sources=sources, vision_encoder=vision_encoder, image_decoder=image_decoder)
     transforms = {
         "vision": _vision_transform(vision_encoder, model).to_dict(),
         "target": TargetTransform(image_px=model.image_decoder.image_size[0]).to_dict(),
@@ -97,24 +99,29 @@ def read_official(folder: Path, *, vision_encoder: Path, image_decoder: Path) ->
 
 
 def _model(
-    folder: Path,
     config: LlamaConfig,
-    language: Mapping[str, Tensor],
     parts: Parts,
+    *,
+    sources: Mapping[str, Path],
     vision_encoder: Path,
     image_decoder: Path,
 ) -> DreamLLM:
-    sources = {name: folder / plugin.file for plugin in PLUGINS for name in plugin.parts}
-    queries = parts["dream_queries"].get("queries", torch.empty(1, 1, 0))
+    """All parts; `sources` are the files of their tensors, for messages."""
+    queries = parts["dream_queries"].get(
+        "queries", torch.empty(1, 1, 0)
+    )  # where it is missing, `fill` says so
+    language_model = transformers_part(
+        LlamaForCausalLM, config, tensors=parts["language_model"], source=sources["language_model"]
+    )
     model = DreamLLM(
         DreamLLMConfig(
             num_dream_queries=queries.shape[1],
             visual_projector=_kind(parts["visual_projector"]),
             condition_projector=_kind(parts["condition_projector"]),
         ),
-        language_model=transformers_part(LlamaForCausalLM, config, language, source=folder),
-        vision_model=_vision_model(vision_encoder, parts["vision_encoder"], sources["vision_encoder"]),
-        image_decoder=_image_decoder(image_decoder, parts, sources["unet"]),
+        language_model=language_model,
+        vision_model=_vision_model(vision_encoder, parts["vision_encoder"], source=sources["vision_encoder"]),
+        image_decoder=_image_decoder(image_decoder, parts, source=sources["unet"]),
     )
     for name in ("visual_projector", "dream_queries", "condition_projector"):
         fill(getattr(model, name), parts[name], source=sources[name])
@@ -126,16 +133,17 @@ def _language_config(path: Path, tokenizer: Tokenizer) -> LlamaConfig:
     missing = [name for name in REQUIRED_FIELDS if values.get(name) is None]
     if values.get("model_type") != MODEL_TYPE or missing:
         raise CheckpointError(
-            f"{path} is of model_type {values.get('model_type')!r} and lacks {', '.join(missing) or 'no field'}; "
-            f"expected {MODEL_TYPE!r} with all of {', '.join(REQUIRED_FIELDS)}; give an official DreamLLM checkpoint"
+            f"{path} is of model_type {values.get('model_type')!r} and lacks "
+            f"{', '.join(missing) or 'no field'}; expected {MODEL_TYPE!r} with {', '.join(REQUIRED_FIELDS)}; "
+            "give an official DreamLLM checkpoint"
         )
     known = {
         name: values[name] for name in (*REQUIRED_FIELDS, *OPTIONAL_FIELDS) if values.get(name) is not None
     }
     if tokenizer.vocab_size > known["vocab_size"]:
         raise CheckpointError(
-            f"{path} has vocab_size {known['vocab_size']} but the tokenizer beside it has {tokenizer.vocab_size} "
-            "tokens; expected a row for each; restore both from where they came"
+            f"{path} has vocab_size {known['vocab_size']} but the tokenizer beside it has "
+            f"{tokenizer.vocab_size} tokens; expected a row for each; restore both from where they came"
         )
     try:
         return LlamaConfig(
@@ -154,24 +162,24 @@ def _plugin_file(folder: Path, plugin: Plugin) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise CheckpointError(
-        f"{folder} has neither {plugin.file} nor {plugin.legacy_file}; an official checkpoint holds one of them; "
-        "copy the folder whole"
+        f"{folder} has neither {plugin.file} nor {plugin.legacy_file}; an official checkpoint holds one "
+        "of them; copy the folder whole"
     )
 
 
-def _check_copies(copies: Parts, parts: Parts, folder: Path) -> None:
+def _check_copies(folder: Path, copies: Parts, *, originals: Parts) -> None:
     """The language model's file may hold plugin tensors once more; then they must be the same."""
     different = [
         f"{part}.{name}"
         for part, tensors in copies.items()
         for name, tensor in tensors.items()
-        if name in parts[part] and not _equal(tensor, parts[part][name])
+        if name in originals[part] and not _equal(tensor, originals[part][name])
     ]
     if different:
         raise CheckpointError(
             f"{folder} holds {len(different)} tensors twice with different values: "
-            f"{', '.join(sorted(different)[:8])}; expected the plugin files to agree with the language model's; "
-            "take all files from one checkpoint"
+            f"{', '.join(sorted(different)[:8])}; expected the plugin files to agree with the language "
+            "model's; take all files from one checkpoint"
         )
 
 
@@ -183,7 +191,7 @@ def _kind(tensors: Mapping[str, Tensor]) -> ProjectorKind:
     return "mlp" if any(name[0].isdigit() for name in tensors) else "linear"
 
 
-def _vision_model(folder: Path, tensors: Mapping[str, Tensor], source: Path) -> PreTrainedModel:
+def _vision_model(folder: Path, tensors: Mapping[str, Tensor], *, source: Path) -> PreTrainedModel:
     """CLIP; without tensors of its own, those of the stock folder."""
     if read_json(folder_of_part(folder) / "config.json").get("model_type") not in (
         "clip",
@@ -196,23 +204,25 @@ def _vision_model(folder: Path, tensors: Mapping[str, Tensor], source: Path) -> 
     if not tensors:
         return load_vision_model(folder, safetensors_only=False)
     config = CLIPVisionConfig.from_pretrained(folder, local_files_only=True)
-    return transformers_part(CLIPVisionModel, config, tensors, source=source)
+    return transformers_part(CLIPVisionModel, config, tensors=tensors, source=source)
 
 
-def _image_decoder(folder: Path, parts: Parts, source: Path) -> StableDiffusionDecoder:
+def _image_decoder(folder: Path, parts: Parts, *, source: Path) -> StableDiffusionDecoder:
     """Stable Diffusion; a part without tensors of its own has those of the stock folder."""
     configs = {name: read_json(folder_of_part(folder / name) / "config.json") for name in ("unet", "vae")}
     schedule = read_json(folder_of_part(folder / "scheduler") / "scheduler_config.json")
     if decoder_class(configs["unet"]) is not StableDiffusionDecoder:
         raise CheckpointError(
-            f"{folder} holds no Stable Diffusion 1 or 2; official checkpoints draw with Stable Diffusion 2.1; "
-            "give its folder"
+            f"{folder} holds no Stable Diffusion 1 or 2; official checkpoints draw with Stable Diffusion "
+            "2.1; give its folder"
         )
     stock: dict[str, Any] = {}
     if not (parts["unet"] and parts["vae"]):
         stock = load_image_decoder(folder, safetensors_only=False).parts()
     unet, vae = (
-        diffusers_part(part_class, configs[name], parts[name], source=source) if parts[name] else stock[name]
+        diffusers_part(part_class, configs[name], tensors=parts[name], source=source)
+        if parts[name]
+        else stock[name]
         for name, part_class in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL))
     )
     return StableDiffusionDecoder(unet, vae, StableDiffusionDecoder.make_scheduler(schedule))

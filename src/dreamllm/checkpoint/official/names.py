@@ -114,7 +114,7 @@ def _part_of(name: str) -> tuple[str, str]:
 
 
 def _modern_attention(name: str, tensor: Tensor) -> tuple[str, Tensor]:
-    """Old autoencoders name their attention differently, and may hold its linear layers as 1x1 convolutions."""
+    """Old autoencoders name their attention differently, and may hold its layers as 1x1 convolutions."""
     match = _ATTENTION.fullmatch(name)
     if match is None:
         return name, tensor

@@ -1,4 +1,4 @@
-"""Stock parts around tensors that are already there: nothing is initialised, copied or left unaccounted for."""
+"""Stock parts around tensors that are there already: nothing is initialised, copied or unaccounted for."""
 
 from collections.abc import Mapping
 from functools import reduce
@@ -13,32 +13,31 @@ from dreamllm.checkpoint.parts import damaged, raise_for_tensors
 from dreamllm.errors import CheckpointError
 
 
-def transformers_part(part_class: Any, config: Any, tensors: Mapping[str, Tensor], *, source: Path) -> Any:
+def transformers_part(part_class: Any, config: Any, *, tensors: Mapping[str, Tensor], source: Path) -> Any:
     """A model of transformers; `source` is the file of the tensors, for messages.
 
     Raises:
-        CheckpointError: a tensor is missing, left over, of the wrong shape, or no number with a point.
+        CheckpointError: a tensor is missing, left over, of the wrong shape, or holds no numbers with a point.
     """
-    dtype = _checked(source, tensors, _skeleton(part_class, config, source))
-    return part_class.from_pretrained(None, config=config, state_dict=dict(tensors), dtype=dtype)
+    checked = _checked(_skeleton(part_class, config, source=source), tensors, source=source)
+    dtype = next(iter(checked.values())).dtype  # named, because "auto" believes the configuration
+    return part_class.from_pretrained(None, config=config, state_dict=checked, dtype=dtype)
 
 
-def diffusers_part(part_class: Any, config: Any, tensors: Mapping[str, Tensor], *, source: Path) -> Any:
+def diffusers_part(part_class: Any, config: Any, *, tensors: Mapping[str, Tensor], source: Path) -> Any:
     """A model of diffusers; as above."""
-    part = _skeleton(part_class.from_config, config, source)
-    dtype = _checked(source, tensors, part)
-    part.load_state_dict(dict(tensors), assign=True)
-    return part.to(dtype)
+    part = _skeleton(part_class.from_config, config, source=source)
+    fill(part, tensors, source=source)
+    return part
 
 
-def fill(connector: nn.Module, tensors: Mapping[str, Tensor], *, source: Path) -> None:
-    """Give a connector its tensors; as above."""
-    dtype = _checked(source, tensors, connector)
-    connector.load_state_dict(dict(tensors), assign=True)
-    connector.to(dtype)
+def fill(part: nn.Module, tensors: Mapping[str, Tensor], *, source: Path) -> None:
+    """Give a part its tensors in place of its own; as above."""
+    part.load_state_dict(_checked(part, tensors, source=source), assign=True)
 
 
-def _skeleton(make: Any, config: Any, source: Path) -> Any:
+def _skeleton(make: Any, config: Any, *, source: Path) -> Any:
+    """The part without memory for its tensors."""
     try:
         with torch.device("meta"):
             return make(config)
@@ -46,8 +45,9 @@ def _skeleton(make: Any, config: Any, source: Path) -> Any:
         raise damaged(source, error) from error
 
 
-def _checked(source: Path, tensors: Mapping[str, Tensor], part: nn.Module) -> torch.dtype:
-    """The one type that holds all tensors exactly, once they are known to be those of the part."""
+def _checked(part: nn.Module, tensors: Mapping[str, Tensor], *, source: Path) -> dict[str, Tensor]:
+    """The tensors, known to be those of the part; if they are of several types, in one that holds them all
+    exactly."""
     expected = part.state_dict()
     common = sorted(expected.keys() & tensors.keys())
     raise_for_tensors(
@@ -66,4 +66,5 @@ def _checked(source: Path, tensors: Mapping[str, Tensor], part: nn.Module) -> to
             f"{source} holds {len(odd)} tensors that are no floating-point numbers: {', '.join(odd[:8])}; "
             "quantised checkpoints are not read, so give the original one"
         )
-    return reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values()))
+    dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values()))
+    return {name: tensor.to(dtype) for name, tensor in tensors.items()}

@@ -87,8 +87,8 @@ def _load(path: Path) -> Any:
         OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, SafetensorError,
     ) as error:  # fmt: skip
         raise CheckpointError(
-            f"{path} cannot be read: {type(error).__name__}: {_reason(error)}; it is damaged or cut short, so "
-            "restore it from where it came"
+            f"{path} cannot be read: {type(error).__name__}: {_reason(error)}; it is damaged or cut short, "
+            "so restore it from where it came"
         ) from error
 
 

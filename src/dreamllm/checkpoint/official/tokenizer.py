@@ -4,7 +4,6 @@ Its special tokens have the ids that `added_tokens.json` says, in whatever order
 states for bos, eos and padding are wrong in the published checkpoints, and are not read.
 """
 
-import importlib.util
 import shutil
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -14,11 +13,14 @@ from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
 from dreamllm.checkpoint.parts import damaged, read_json, write_json
 from dreamllm.errors import CheckpointError, ConfigError, MissingExtraError
+from dreamllm.sequence.chat import VICUNA_V1_1
 from dreamllm.sequence.special_tokens import add_special_tokens
+from dreamllm.sequence.stock_chat import jinja_of
 from dreamllm.sequence.tokenizer import Tokenizer
 
 ADDED_TOKENS = "added_tokens.json"
 SENTENCEPIECE_MODEL = "tokenizer.model"
+_NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,23 +49,23 @@ def read_tokenizer(folder: Path) -> OfficialTokenizer:
     if (folder / "tokenizer.json").is_file():
         hf_tokenizer = _load(PreTrainedTokenizerFast, folder)
     elif model_file.is_file():
-        _check_sentencepiece(model_file)
-        hf_tokenizer = _load(LlamaTokenizer, folder)
+        hf_tokenizer = _convert(folder)
     else:
         raise CheckpointError(
-            f"{folder} has no tokenizer; expected {SENTENCEPIECE_MODEL} or tokenizer.json; copy the folder whole"
+            f"{folder} has no tokenizer; expected {SENTENCEPIECE_MODEL} or tokenizer.json; "
+            "copy the folder whole"
         )
-    expected = read_json(folder / ADDED_TOKENS)
+    hf_tokenizer.chat_template = jinja_of(VICUNA_V1_1)
     add_special_tokens(hf_tokenizer)
     try:
         tokenizer = Tokenizer(hf_tokenizer)
     except ConfigError as error:
         raise CheckpointError(f"{folder}: {error}") from error
-    found = _spelled(tokenizer)
+    expected = read_json(folder / ADDED_TOKENS)
     wrong = [
-        f"{name} is {found[name]}, not {expected.get(name)}"
-        for name in found
-        if found[name] != expected.get(name)
+        f"{name} is {token_id}, not {expected.get(name)}"
+        for name, token_id in _special_ids(tokenizer).items()
+        if token_id != expected.get(name)
     ]
     if wrong:
         raise CheckpointError(
@@ -77,48 +79,60 @@ def write_tokenizer(source: Path, out: Path) -> None:
     """Copy the tokenizer of a model folder, and write its special tokens as old versions of transformers
     read them."""
     tokenizer = Tokenizer.from_pretrained(source)
-    shutil.copytree(source, out, dirs_exist_ok=True)
-    backend = tokenizer.hf.backend_tokenizer
-    first_added = backend.get_vocab_size(with_added_tokens=False)
-    added = {name: i for name, i in tokenizer.hf.get_added_vocab().items() if i >= first_added}
-    write_json(out / ADDED_TOKENS, added | _spelled(tokenizer))
-    names = ("bos_token", "eos_token", "pad_token", "unk_token")
-    named = {name: text for name in names if (text := getattr(tokenizer.hf, name)) is not None}
-    others = [text for text in _spelled(tokenizer) if text not in named.values()]
+    shutil.copytree(source, out)
+    special_ids = _special_ids(tokenizer)
+    num_words = tokenizer.hf.backend_tokenizer.get_vocab_size(with_added_tokens=False)
+    added = {name: i for name, i in tokenizer.hf.get_added_vocab().items() if i >= num_words}
+    write_json(out / ADDED_TOKENS, added | special_ids)
+    named = {name: getattr(tokenizer.hf, name) for name in _NAMED if getattr(tokenizer.hf, name) is not None}
+    others = [token for token in special_ids if token not in named.values()]
     write_json(out / "special_tokens_map.json", {**named, "additional_special_tokens": others})
 
 
-def _spelled(tokenizer: Tokenizer) -> dict[str, int]:
-    """Ids of the special tokens by their spelling."""
+def _special_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """Ids of the special tokens, by their spelling."""
     ids = astuple(tokenizer.special)
     return dict(zip(tokenizer.hf.convert_ids_to_tokens(ids), ids, strict=True))
 
 
+def _convert(folder: Path) -> PreTrainedTokenizerFast:
+    """A fast tokenizer of a SentencePiece model.
+
+    The class is named: the automatic one would ask on the terminal whether to run code that `config.json`
+    points to.
+    """
+    _check_sentencepiece(folder / SENTENCEPIECE_MODEL)
+    config = folder / "tokenizer_config.json"
+    stored = read_json(config) if config.is_file() else {}
+    # Folders that do not say are older than the choice, and their models learned the old way.
+    legacy = stored.get("legacy") is not False
+    converted = _load(LlamaTokenizer, folder, legacy=legacy)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=converted.backend_tokenizer,
+        clean_up_tokenization_spaces=False,
+        model_max_length=converted.model_max_length,
+        **{name: getattr(converted, name) for name in _NAMED if getattr(converted, name) is not None},
+    )
+
+
 def _check_sentencepiece(path: Path) -> None:
     """Before transformers does, which would go on to read the file as something else."""
-    missing = [name for name in ("sentencepiece", "google.protobuf") if not _is_installed(name)]
-    if missing:
+    try:
+        import google.protobuf  # noqa: F401
+        from sentencepiece import SentencePieceProcessor
+    except ImportError as error:
         raise MissingExtraError(
-            f"{path} needs {' and '.join(missing)}, not installed here; "
-            "run `pip install 'dreamllm[official]'`, or put a tokenizer.json beside it"
-        )
-    from sentencepiece import SentencePieceProcessor
-
+            f"{path} needs SentencePiece, and {error.name} is not installed; "
+            "run `pip install 'dreamllm[sentencepiece]'`, or put a tokenizer.json beside it"
+        ) from error
     try:
         SentencePieceProcessor(model_file=str(path))
     except (OSError, RuntimeError) as error:
         raise damaged(path, error) from error
 
 
-def _is_installed(name: str) -> bool:
+def _load(tokenizer_class: Any, folder: Path, **options: bool) -> PreTrainedTokenizerFast:
     try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # of the package around it
-        return False
-
-
-def _load(tokenizer_class: Any, folder: Path) -> PreTrainedTokenizerFast:
-    try:
-        return tokenizer_class.from_pretrained(folder, local_files_only=True)
+        return tokenizer_class.from_pretrained(str(folder), local_files_only=True, **options)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise damaged(folder, error) from error

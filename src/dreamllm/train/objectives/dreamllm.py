@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from dreamllm.checkpoint.compose import compose
 from dreamllm.checkpoint.encoder import encoder_of, load_encoder, transforms_of
 from dreamllm.checkpoint.pretrained import load_model, read_index, save_model
+from dreamllm.checkpoint.self_test import write_self_test
 from dreamllm.data.mixture import Mixture
 from dreamllm.document.document import Document, Text
 from dreamllm.document.export import documents_to_html
@@ -210,14 +211,17 @@ class DreamLLMObjective:
         return GateResult(passed=passed, metrics=metrics, message=message)
 
     def export(self, path: Path) -> None:
-        """Write the model folder, of stock layers: adapters are merged, in a copy that shares all else."""
+        """Write the model folder, of stock layers, and its self-test: adapters are merged, in a copy that shares
+        all else."""
+        model = merged(self.module)
         save_model(
-            merged(self.module),
+            model,
             path,
             tokenizer=self._encoder.tokenizer,
             transforms=transforms_of(self._encoder),
             sources=self._sources,
         )
+        write_self_test(path, model, self._encoder)
 
     def to(self, device: torch.device) -> None:
         """Move the model."""
