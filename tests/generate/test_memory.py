@@ -116,7 +116,7 @@ def test_the_command_line_offers_what_there_is() -> None:
 
 
 class Residents:
-    """Watches moves to a GPU that is not there: all tensors stay on the CPU, and what would be where is noted."""
+    """Watches moves to a GPU that is not there: tensors stay on the CPU, and what would be where is noted."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.modules: set[nn.Module] = set()

@@ -19,8 +19,8 @@ pytest.importorskip("bitsandbytes")
 
 KINDS = pytest.mark.parametrize("kind", ["int8", "float8", "nf4"])
 RELATIVE_ERROR = {"int8": 0.5 / 127, "float8": 2**-4, "nf4": (1 - 0.696) / 2}
-"""Largest error of a weight over the largest weight of its row or block: half a step of 127 levels, of three bits
-of mantissa, and of the widest gap of NF4 (between -1 and -0.696)."""
+"""Largest error of a weight over the largest weight of its row: half a step of 127 levels, of three bits of
+mantissa, and of the widest gap of NF4 (between -1 and -0.696)."""
 
 
 def values(parameter: nn.Parameter) -> torch.Tensor:

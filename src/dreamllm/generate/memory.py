@@ -1,6 +1,6 @@
 """A model that is to generate, made to fit into memory: weights in 8 or 4 bits, and parts that take turns.
 
-Quantised are the linear layers of the language model's blocks and of the denoiser, which hold nearly all weights.
+Quantised are the linear layers of the language model's blocks and of the denoiser, where most weights are.
 Offloaded parts wait in the memory of the CPU and come to the accelerator when they are called; what is small
 or read at any time (tables, norms, head, connectors) stays there.
 """
@@ -13,7 +13,7 @@ from torch import nn
 
 from dreamllm.errors import ConfigError
 from dreamllm.models.dreamllm import DreamLLM
-from dreamllm.models.quantization import Quantization, quantize_linears
+from dreamllm.models.quantization import Quantization, check_quantization, quantize_linears
 
 Offload = Literal["model", "layer"]
 
@@ -30,21 +30,12 @@ def fit(
     """Bring a model from the CPU to the device it generates on, smaller; changed in place and returned.
 
     Weights are quantised before they move. With offload `model` the blocks of the language model, the vision
-    model, the denoiser and the two halves of the VAE take turns on the device. With `layer` every block of the
-    language model and of the denoiser does too, which needs the least memory and the most time.
-
-    Raises:
-        ConfigError: an unknown choice, or offload to a CPU.
-        MissingExtraError: the package that quantises is not installed.
+    model, the denoiser and the two halves of the VAE take turns on the device. With `layer` the single blocks
+    of language model and denoiser do, which needs the least memory and the most time. Errors are those of
+    `check_fit`.
     """
     device = torch.device(device)
-    if offload is not None and offload not in OFFLOADS:
-        raise ConfigError(f"offload is {offload!r}; choose one of {', '.join(OFFLOADS)}")
-    if offload is not None and device.type == "cpu":
-        raise ConfigError(
-            f"offload={offload!r} lets parts wait on the CPU for their turn on a GPU, but the device is {device}; "
-            "leave it out, and use quantize='int8' to save memory"
-        )
+    check_fit(device, quantize=quantize, offload=offload)
     if quantize is not None:
         quantize_linears(model.language_model.get_decoder(), quantize)
         quantize_linears(model.image_decoder.denoiser, quantize)
@@ -57,11 +48,31 @@ def fit(
     return model
 
 
+def check_fit(
+    device: str | torch.device, *, quantize: Quantization | None = None, offload: Offload | None = None
+) -> None:
+    """Find out whether `fit` can do this, before a model is loaded.
+
+    Raises:
+        ConfigError: an unknown choice, or offload to a CPU.
+        MissingExtraError: the package that quantises is not installed.
+    """
+    if quantize is not None:
+        check_quantization(quantize)
+    if offload is not None and offload not in OFFLOADS:
+        raise ConfigError(f"offload is {offload!r}; choose one of {', '.join(OFFLOADS)}")
+    if offload is not None and torch.device(device).type == "cpu":
+        raise ConfigError(
+            f"offload={offload!r} lets parts wait on the CPU for their turn on a GPU, but the device is "
+            f"{device}; leave it out, and use quantize='int8' to save memory"
+        )
+
+
 class Turns:
     """Modules of which one at a time is on a device, while the others wait on the CPU.
 
-    The hooks of accelerate and diffusers move a module when it is called itself, in the order of a pipeline. Here
-    tables are read without the blocks, and which part comes next is the model's decision.
+    The hooks of accelerate and diffusers move a module when it is called itself, in the order of a pipeline.
+    Here tables are read without the blocks, and which part comes next is the model's decision.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA, arXiv:2106.09685) in a stock model by peft, and the way back to stock layers.
 
-The model keeps its class and its names; linear layers that are adapted are wrapped where they stand, quantised
-ones too (QLoRA, arXiv:2305.14314). `merged` is the same model as its library knows it, to be saved.
+The model keeps its class; linear layers that are adapted are wrapped where they stand, quantised ones too
+(QLoRA, arXiv:2305.14314). `merged` is the same model as its library knows it, to be saved.
 """
 
 import copy
@@ -28,7 +28,7 @@ _Model = TypeVar("_Model", bound=nn.Module)
 
 
 def add_lora(model: nn.Module, config: LoraConfig) -> None:
-    """Put adapters, which compute zero at first, into a language model or a denoiser, whose own weights freeze.
+    """Put adapters, which compute zero at first, into a language model or a denoiser, whose weights freeze.
 
     Their first weights are drawn from torch's global generator, in float32.
 
@@ -59,11 +59,11 @@ def lora_parameters(module: nn.Module) -> list[nn.Parameter]:
 
 
 def merged(model: _Model) -> _Model:
-    """The same model of stock layers alone: adapters are added to the weights, quantised weights are unpacked.
+    """The same model of stock layers alone: adapters are added to the weights, and packed weights unpacked.
 
-    It shares every other tensor with the model, which is left as it is. The new weights have the type that
-    the layer had before it was adapted or quantised, are summed in float32, and lie on the CPU: this copy is to be
-    saved.
+    It shares every other tensor with the model, which is left as it is. The new weights are summed in float32,
+    have the type that the layer had before it was adapted or quantised, and lie on the CPU: this copy is to
+    be saved.
     """
     tensors = (*model.parameters(), *model.buffers())
     twin = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
@@ -89,7 +89,7 @@ def _targets(model: nn.Module, ends: Sequence[str]) -> list[str]:
     chosen = [name for name in linears if not ends or f".{name}".endswith(tuple(f".{end}" for end in ends))]
     if not chosen:
         raise ConfigError(
-            f"no linear layer of {type(model).__name__} has a name that ends in {', '.join(ends) or 'anything'}; "
+            f"no linear layer of {type(model).__name__} has a name that ends in {', '.join(ends)}; "
             f"there are {', '.join(sorted({name.rpartition('.')[2] for name in linears})) or 'none'}; "
             "mend target_modules"
         )

@@ -21,26 +21,35 @@ PACKAGES: dict[Quantization, str] = {"int8": "torchao", "float8": "torchao", "nf
 def quantize_linears(part: nn.Module, kind: Quantization) -> None:
     """Quantise every linear layer inside a part, and freeze it. Deterministic.
 
-    Raises:
-        ConfigError: an unknown kind, or a part without linear layers.
-        MissingExtraError: the package that quantises is not installed.
+    Raises ConfigError for a part without linear layers, and what `check_quantization` raises.
     """
-    if kind not in PACKAGES:
-        raise ConfigError(f"quantize is {kind!r}; choose one of {', '.join(PACKAGES)}")
-    if importlib.util.find_spec(PACKAGES[kind]) is None:
-        raise MissingExtraError(
-            f"quantize={kind!r} needs {PACKAGES[kind]}, which is not installed; run `pip install 'dreamllm[quantize]'`"
-        )
+    check_quantization(kind)
     linears = {name: layer for name, layer in part.named_modules() if type(layer) is nn.Linear}
     if not linears:
         raise ConfigError(
-            f"{type(part).__name__} holds no linear layers to be quantised to {kind}; leave quantize out for it"
+            f"{type(part).__name__} holds no linear layers to be quantised to {kind}; leave quantize out"
         )
     if kind == "nf4":
         for name, layer in linears.items():
             part.set_submodule(name, _nf4(layer))
     else:
         _quantize_by_row(part, kind)
+
+
+def check_quantization(kind: Quantization) -> None:
+    """Find out whether weights can be quantised so.
+
+    Raises:
+        ConfigError: an unknown kind.
+        MissingExtraError: the package that quantises is not installed.
+    """
+    if kind not in PACKAGES:
+        raise ConfigError(f"quantize is {kind!r}; choose one of {', '.join(PACKAGES)}")
+    if importlib.util.find_spec(PACKAGES[kind]) is None:
+        raise MissingExtraError(
+            f"quantize={kind!r} needs {PACKAGES[kind]}, which is not installed; "
+            "run `pip install 'dreamllm[quantize]'`"
+        )
 
 
 def is_quantized(layer: nn.Module) -> bool:

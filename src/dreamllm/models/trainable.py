@@ -1,7 +1,7 @@
 """Which groups of parameters train. Free of torch, so that a recipe is read before anything heavy.
 
 Stage I of DreamLLM trains the connectors, stages II and III the language model too (arXiv:2309.11499, section
-4). What the paper keeps frozen, or has no memory for, may train by low-rank adapters (LoRA, arXiv:2106.09685).
+4). What would take too much memory may train by low-rank adapters instead (LoRA, arXiv:2106.09685).
 """
 
 from dataclasses import dataclass
@@ -66,6 +66,6 @@ class Trainable:
                 )
         if self.image_decoder_lora is not None and self.image_decoder_lora.dropout:
             raise ConfigError(
-                f"image_decoder_lora has dropout {self.image_decoder_lora.dropout}, but the image decoder stays "
-                "in evaluation mode, where nothing is dropped; set it to 0"
+                f"image_decoder_lora has dropout {self.image_decoder_lora.dropout}, but the image decoder "
+                "stays in evaluation mode, where nothing is dropped; set it to 0"
             )

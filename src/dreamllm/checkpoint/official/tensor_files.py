@@ -4,6 +4,7 @@ Pickled files go through PyTorch's restricted unpickler, which builds tensors an
 nothing else.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -79,23 +80,18 @@ def _load(path: Path) -> Any:
             return load_file(path)
         return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except UnpicklingError as error:
+        asks_for = re.search(r"GLOBAL (\S+)", str(error))  # the rest is advice to trust the file
         raise CheckpointError(
-            f"{path} holds more than tensors ({_reason(error)}); nothing in it was run; ask where it came "
-            "from for a plain state dictionary"
+            f"{path} holds more than tensors: it asks for {asks_for[1] if asks_for else 'what is unknown'}; "
+            "nothing in it was run; ask where it came from for a plain state dictionary"
         ) from error
     except (  # what the restricted unpickler says to damaged bytes
         OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, SafetensorError,
     ) as error:  # fmt: skip
         raise CheckpointError(
-            f"{path} cannot be read: {type(error).__name__}: {_reason(error)}; it is damaged or cut short, "
-            "so restore it from where it came"
+            f"{path} cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:200]}; "
+            "it is damaged or cut short, so restore it from where it came"
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    """The first sentence of what torch says, without its advice to trust the file."""
-    text = " ".join(str(error).split())
-    return text.rpartition("WeightsUnpickler error: ")[2].split(". ")[0][:200]
 
 
 def _is_plain(value: object) -> bool:

@@ -198,8 +198,8 @@ class DreamLLMObjectiveConfig:
             )
         if self.quantize is not None and self.train.language_model:
             raise ConfigError(
-                f"quantize is {self.quantize!r} but train.language_model is true, and quantised weights cannot "
-                "learn; train by language_model_lora instead, or set quantize to null"
+                f"quantize is {self.quantize!r} but train.language_model is true, and quantised weights "
+                "cannot learn; train by language_model_lora instead, or set quantize to null"
             )
 
 

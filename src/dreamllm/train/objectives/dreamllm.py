@@ -125,7 +125,7 @@ class DreamLLMObjective:
         return micro_batch.document_ids
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Connectors at their own rate; of language model and image decoder, adapters included, matrices decay."""
+        """Connectors at their own rate; of language model and image decoder, adapters too, matrices decay."""
         groups = [
             ParameterGroup(
                 name=name,
