@@ -110,7 +110,7 @@ def run(arguments: argparse.Namespace, name: str, *, trained: bool, out: Path) -
         name="connectors",
         objective=objective,
         steps=arguments.steps,
-        optim=OptimConfig(lr=1e-3 if trained else 2e-3, betas=(0.9, 0.98)),
+        optim=OptimConfig(lr=arguments.lr or (1e-3 if trained else 2e-3), betas=(0.9, 0.98)),
     )
     stage = build_objective(config, out)
     assert isinstance(stage, DreamLLMObjective)
@@ -163,6 +163,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=positive, default=500, help="optimizer steps (default: %(default)s)")
     parser.add_argument(
         "--documents", type=positive, default=16, help="captions a step (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--lr", type=float, help="peak learning rate (default: 2e-3, and 1e-3 where the language model trains)"
     )
     parser.add_argument("--only", nargs="*", choices=VARIANTS, help="these variants alone")
 

@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import pytest
 from PIL import Image as PILImage
 
-from dreamllm.document.document import Document, Image, Text
-from dreamllm.errors import ConfigError
+from dreamllm.document.document import Document, Image, Part, Text
+from dreamllm.errors import ConfigError, DocumentError
 from dreamllm.sequence.chat import (
     CHAT_TEMPLATES,
     CHATML,
@@ -123,6 +125,74 @@ def test_a_system_part_replaces_the_sentence_of_the_template() -> None:
     assert written(CHATML.render(document)).startswith(
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user"
     )
+
+
+GEMMA = ChatTemplate(
+    name="gemma",
+    system="",
+    system_prefix="",
+    system_end="\n\n",
+    user_prefix="<user>\n",
+    user_end="<end>\n",
+    assistant_prefix="<model>\n",
+    assistant_end="\n",
+    content_prefix="",
+    system_in_user_turn=True,
+)
+BE_BRIEF = Text(text=" Be brief. ", role="system")
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ((BE_BRIEF, user(" hi ")), "<user>\nBe brief.\n\nhi<end>\n<model>\n"),
+        (
+            (BE_BRIEF, Image(source=PICTURE, role="user"), user("hi")),
+            "<user>\nBe brief.[]hi<end>\n<model>\n",
+        ),
+        (
+            (BE_BRIEF, assistant("hi"), user("yo")),
+            "<user>\nBe brief.<end>\n<model>\nhi</s>\n<user>\nyo<end>\n<model>\n",
+        ),
+        (
+            (user("hi"), assistant("yo"), BE_BRIEF),
+            "<user>\nhi<end>\n<model>\nyo</s>\n<user>\nBe brief.<end>\n<model>\n",
+        ),
+    ],
+)
+def test_a_system_text_can_be_what_the_user_says_first(parts: tuple[Part, ...], expected: str) -> None:
+    assert written(GEMMA.render(Document(parts=parts), prompt=True)) == expected
+
+
+def test_the_users_words_are_one_piece_with_a_system_text_in_their_turn() -> None:
+    pieces = GEMMA.render(Document(parts=(BE_BRIEF, user("hi"))), prompt=True)
+
+    assert pieces == [Markup("<user>\n"), user("Be brief.\n\nhi"), Markup("<end>\n<model>\n")]
+
+
+def test_a_space_at_the_end_of_a_prefix_goes_with_the_word_after_it() -> None:
+    template = replace(GEMMA, user_prefix="[INST] ", user_end=" [/INST]", assistant_prefix="")
+
+    pieces = template.render(Document(parts=(user("hi"),)), prompt=True)
+
+    assert pieces == [Markup("[INST]"), user(" hi"), Markup(" [/INST]")]
+
+
+def test_an_opening_stands_before_a_conversation_without_a_system_part() -> None:
+    template = replace(PLAIN_CHAT, opening="[today] ")
+
+    assert written(template.render(Document(parts=(user("hi"),)))) == "[today] USER: hi"
+    assert written(template.render(Document(parts=(BE_BRIEF, user("hi"))))) == "Be brief. USER: hi"
+
+
+def test_a_template_without_a_place_for_a_system_text_refuses_it() -> None:
+    template = replace(PLAIN_CHAT, refuses_system="it moves")
+
+    assert written(template.render(Document(parts=(user("hi"),)))) == "USER: hi"
+    with pytest.raises(
+        DocumentError, match=r"'d' has a system part, .*'plain_chat' takes none: it moves; say"
+    ):
+        template.render(Document(id="d", parts=(BE_BRIEF, user("hi"))))
 
 
 def test_what_a_user_types_is_never_markup() -> None:

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from typing import Any, Final, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dreamllm.errors import ConfigError, MissingExtraError
-from dreamllm.models.quantization import is_quantized, plain_weight
+from dreamllm.models.quantization import is_packed, is_quantized, plain_weight
 from dreamllm.models.trainable import LoraConfig
 
 ATTENTION: Final = (
@@ -61,20 +61,28 @@ def lora_parameters(module: nn.Module) -> list[nn.Parameter]:
 def merged(model: _Model) -> _Model:
     """The same model of stock layers alone: adapters are added to the weights, and packed weights unpacked.
 
-    It shares every other tensor with the model, which is left as it is. The new weights are summed in float32,
-    have the type that the layer had before it was adapted or quantised, and lie on the CPU: this copy is to
-    be saved.
+    It is to be saved: on the CPU and in evaluation mode. What the model itself has on the CPU is shared; the
+    model is left as it is. New weights are summed in float32 and have the type that the layer had before it was
+    adapted or quantised.
     """
     tensors = (*model.parameters(), *model.buffers())
-    twin = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    twin = copy.deepcopy(model, {id(tensor): _on_cpu(tensor) for tensor in tensors})
     _make_plain(twin, device=torch.device("cpu"))
-    return twin
+    return twin.eval()
 
 
 def merge_in_place(model: nn.Module) -> None:
     """Add all adapters to the weights they stand beside."""
     if lora_parameters(model):
         _make_plain(model)
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    """The tensor itself if it is there, or is to be unpacked where it is."""
+    if tensor.device.type == "cpu" or is_packed(tensor):
+        return tensor
+    copied = tensor.detach().cpu()
+    return nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
 
 
 def _targets(model: nn.Module, ends: Sequence[str]) -> list[str]:

@@ -52,9 +52,14 @@ def check_quantization(kind: Quantization) -> None:
         )
 
 
+def is_packed(tensor: Tensor) -> bool:
+    """Whether a tensor holds quantised weights."""
+    return _is_nf4(tensor) or _is_by_row(tensor)
+
+
 def is_quantized(layer: nn.Module) -> bool:
     """Whether this is a linear layer whose weight is quantised."""
-    return isinstance(layer, nn.Linear) and (_is_nf4(layer.weight) or _is_by_row(layer.weight))
+    return isinstance(layer, nn.Linear) and is_packed(layer.weight)
 
 
 def plain_weight(layer: nn.Linear) -> Float[Tensor, "out in"]:

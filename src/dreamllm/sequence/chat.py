@@ -113,8 +113,9 @@ class ChatTemplate:
         text = self.system_prefix + text + self.system_end
         pictures = [replace(part, role="user") for part in system if isinstance(part, Image)]
         rest = [*pictures, *parts[len(system) :]]
-        if rest and rest[0].role == "user" and isinstance(rest[0], Text):
-            text += rest.pop(0).text.lstrip()
+        if rest and isinstance(first := rest[0], Text) and first.role == "user":
+            text += first.text.lstrip()
+            rest = rest[1:]
         return (Text(text=text, role="user"), *rest)
 
     def _around(self, role: Role | None) -> tuple[str, str, str]:

@@ -6,6 +6,7 @@ may lie inside it.
 """
 
 import datetime
+import importlib
 import json
 import logging
 import re
@@ -86,8 +87,8 @@ def _load(folder: Path) -> PreTrainedTokenizerFast:
 def _convert(folder: Path) -> PreTrainedTokenizerFast:
     """A fast tokenizer of a SentencePiece model."""
     try:
-        import google.protobuf  # noqa: F401
-        import sentencepiece  # noqa: F401
+        for needed in ("sentencepiece", "google.protobuf"):
+            importlib.import_module(needed)
     except ImportError as error:
         raise MissingExtraError(
             f"{folder} holds a tokenizer.model and no tokenizer.json, and {error.name} is not installed; it "

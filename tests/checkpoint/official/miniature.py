@@ -1,5 +1,5 @@
-"""A checkpoint in the official layout, written with stock classes alone: tiny, random weights, and the faults of
-the published ones (an odd order of special tokens, wrong ids in `config.json`)."""
+"""A checkpoint in the official layout, written with stock classes alone: tiny, with random weights and the
+faults of the published ones (an odd order of special tokens, wrong ids in `config.json`)."""
 
 import io
 import json

@@ -169,8 +169,8 @@ class DreamLLMObjectiveConfig:
     """Positions of a packed row; no document may be longer."""
     rows_per_micro_batch: int = 8
     gradient_checkpointing: bool = False
-    """Keep only the inputs of each block of the language model and of the denoiser, and compute the rest again
-    in the backward pass: less memory for about a third more time."""
+    """Keep only the inputs of each block of the language model and of the denoiser, and compute the rest
+    again in the backward pass: less memory for about a third more time."""
     packing: bool = True
     """Without it every document has a row of its own (for comparison)."""
     next_token_weight: float = 1.0

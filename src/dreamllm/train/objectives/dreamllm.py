@@ -211,8 +211,7 @@ class DreamLLMObjective:
         return GateResult(passed=passed, metrics=metrics, message=message)
 
     def export(self, path: Path) -> None:
-        """Write the model folder, of stock layers, and its self-test: adapters are merged, in a copy that shares
-        all else."""
+        """Write the model folder, of stock layers because adapters are merged in a copy, and its self-test."""
         model = merged(self.module)
         save_model(
             model,
