@@ -165,7 +165,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--documents", type=positive, default=16, help="captions a step (default: %(default)s)"
     )
     parser.add_argument(
-        "--lr", type=float, help="peak learning rate (default: 2e-3, and 1e-3 where the language model trains)"
+        "--lr", type=float, help="peak learning rate (default: 2e-3; 1e-3 with a trained language model)"
     )
     parser.add_argument("--only", nargs="*", choices=VARIANTS, help="these variants alone")
 

@@ -128,6 +128,12 @@ GEMMA_3 = (
 {%- if add_generation_prompt %}{{- '<start_of_turn>model\\n' }}{%- endif %}"""
 )
 
+ZEPHYR = """
+{%- for message in messages %}
+    {{- '<|' + message['role'] + '|>\\n' + message['content'] + eos_token + '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|assistant|>\\n' }}{%- endif %}"""
+
 
 @dataclass(frozen=True)
 class Family:
@@ -194,7 +200,9 @@ def sentencepiece_like(family: Family) -> PreTrainedTokenizerFast:
     """BPE as converted from SentencePiece the old way: a space is put before the text after every special
     token."""
     backend = Backend(models.BPE(byte_fallback=True, fuse_unk=True))
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(split=True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split("\n", behavior="isolated"), pre_tokenizers.Metaspace(split=True)]
+    )
     trainer = trainers.BpeTrainer(vocab_size=200, initial_alphabet=["\n"], show_progress=False)
     backend.train_from_iterator(_corpus(family), trainer)
     backend.normalizer = normalizers.Sequence(

@@ -10,6 +10,7 @@ from tests.sequence.stock_families import (
     QWEN_3,
     SYSTEM,
     VICUNA,
+    ZEPHYR,
     Family,
     Messages,
     byte_level,
@@ -220,6 +221,22 @@ def test_a_tokenizer_that_puts_spaces_before_texts_has_the_stock_ids_too(
 ) -> None:
     tokenizer, _ = prepare_tokenizer(
         saved(sentencepiece_like(FAMILIES[name]), tmp_path),
+        model_bos_id=None,
+        model_eos_id=None,
+        chat="tokenizer",
+    )
+    encoder = encoder_of(tokenizer, template_of(tokenizer.hf))
+
+    prompt = encoder.encode_prompt(from_messages(messages)).input_ids.tolist()
+
+    assert prompt == [tokenizer.bos_id, *stock_ids(tokenizer.hf, messages)]
+
+
+@pytest.mark.xfail(reason="SequenceEncoder does not tell the tokenizer yet what a piece follows")
+@pytest.mark.parametrize("messages", WITH_AND_WITHOUT_SYSTEM)
+def test_words_after_a_line_break_get_no_space(messages: Messages, tmp_path: Path) -> None:
+    tokenizer, _ = prepare_tokenizer(
+        saved(sentencepiece_like(Family(ZEPHYR, "<s>", "</s>")), tmp_path),
         model_bos_id=None,
         model_eos_id=None,
         chat="tokenizer",

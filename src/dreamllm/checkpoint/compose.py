@@ -129,8 +129,8 @@ def _tokenizer_config(folder: Path) -> dict[str, Any]:
 
 def _first_id(config: dict[str, Any], name: str) -> int | None:
     """The model's BOS or EOS; where there are several, the first."""
-    found = config.get(f"{name}_token_id")
-    return found[0] if isinstance(found, list) and found else found
+    found: Any = config.get(f"{name}_token_id")
+    return next(iter(found), None) if isinstance(found, list) else found
 
 
 def _language_model(folder: Path, new_ids: Sequence[int], dtype: torch.dtype | None) -> PreTrainedModel:
@@ -175,6 +175,6 @@ def _check_context(model: DreamLLM) -> None:
     if needed >= context:
         raise ConfigError(
             f"a drawn picture takes {needed} positions ({sizes.num_dream_queries} queries and "
-            f"{sizes.num_visual_tokens} visual tokens with their brackets) but the language model has {context}; "
+            f"{sizes.num_visual_tokens} visual tokens, with brackets) but the language model has {context}; "
             "take fewer dream queries, or a vision encoder with fewer tokens"
         )

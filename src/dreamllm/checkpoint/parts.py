@@ -25,6 +25,17 @@ from dreamllm.models.vision_encoder import VISION_CLASSES
 
 _OTHER_TOWER: Final = ("text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias")
 """Tensors of a two-tower model that its vision half does without."""
+_UNREADABLE: Final = (
+    OSError,
+    ValueError,
+    KeyError,
+    RuntimeError,
+    EOFError,
+    SafetensorError,
+    UnpicklingError,
+    zipfile.BadZipFile,
+)
+"""What the stock loaders raise for files that are damaged or hold something else."""
 
 
 def load_language_model(
@@ -45,7 +56,7 @@ def load_vision_model(
     folder: Path, *, dtype: torch.dtype | None = None, safetensors_only: bool = True
 ) -> PreTrainedModel:
     """The vision model of a folder, or the vision half of a two-tower model; errors as above."""
-    model_type = read_json(folder_of_part(folder) / "config.json").get("model_type")
+    model_type = str(read_json(folder_of_part(folder) / "config.json").get("model_type"))
     if model_type not in VISION_CLASSES:
         raise CheckpointError(
             f"{folder} holds a model of type {model_type!r}, which is no vision encoder known here; "
@@ -176,9 +187,7 @@ def _load(part_class: Any, path: Path, *, may_leave: tuple[str, ...] = (), **opt
                 ignore_mismatched_sizes=True,  # so that they are in the report
                 **options,
             )
-    except (
-        OSError, ValueError, KeyError, RuntimeError, EOFError, SafetensorError, UnpicklingError, zipfile.BadZipFile,
-    ) as error:  # fmt: skip
+    except _UNREADABLE as error:
         raise damaged(folder, error) from error
     raise_for_tensors(
         folder,

@@ -1,7 +1,7 @@
-"""Which stock parts a new model is composed of. Free of torch, so that a recipe is read before anything heavy.
+"""Which stock parts a new model is composed of. Free of torch, so that recipes are read without it.
 
-A source is a local folder (it starts with `.`, `/` or `~`; in a recipe relative to the folder of the run) or a
-hub id `owner/name`, with `@revision` to pin it.
+A source is a local folder (it starts with `.`, `/` or `~`; in a recipe relative to the folder of the run) or
+a hub id `owner/name`, with `@revision` to pin it.
 """
 
 from collections.abc import Iterator
@@ -41,8 +41,8 @@ class PartsConfig:
     vision_px: int | None = None
     """Side of the pictures that are read; None takes what the vision model is configured for."""
     chat_template: str | None = None
-    """How conversations are spelled, see `sequence/chat.py`; None takes the tokenizer's own if it has one, and
-    Vicuna's v1.1 otherwise."""
+    """How conversations are spelled, see `sequence/chat.py`; None takes the tokenizer's own if it has
+    one, and Vicuna's v1.1 otherwise."""
 
     def sources(self) -> Iterator[tuple[str, str]]:
         """Name and source of every part that is named."""

@@ -184,9 +184,9 @@ def _write_parts(model: DreamLLM, folder: Path, dtype: torch.dtype | None) -> No
     _in_dtype(model.language_model, dtype).save_pretrained(folder / "language_model")
     _in_dtype(model.vision_encoder.model, dtype).save_pretrained(folder / "vision_encoder")
     for name, part in model.image_decoder.parts().items():
-        to_save = _in_dtype(part, dtype) if isinstance(part, nn.Module) else part
-        to_save.save_pretrained(folder / "image_decoder" / name)
-        if isinstance(part, nn.Module):
+        is_module = isinstance(part, nn.Module)
+        (_in_dtype(part, dtype) if is_module else part).save_pretrained(folder / "image_decoder" / name)
+        if is_module:
             _forget_origin(folder / "image_decoder" / name / "config.json")
     tensors = _connector_tensors(model)
     stored = {name: tensor.to(dtype or tensor.dtype).contiguous() for name, tensor in tensors.items()}

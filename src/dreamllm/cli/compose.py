@@ -28,8 +28,8 @@ def run(
 ) -> None:
     """Compose a new model of stock parts, with untrained connectors between them, and save it.
 
-    A part is a local folder or a hub id, owner/name or owner/name@revision. Nothing is written if the parts do
-    not fit each other.
+    A part is a local folder or a hub id, owner/name or owner/name@revision. Nothing is written if the parts
+    do not fit each other.
 
     Args:
         out: Folder to write; it appears whole or not at all.

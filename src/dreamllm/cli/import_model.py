@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from dreamllm.errors import CheckpointError
+
 
 def run(
     layout: Annotated[Literal["official"], tyro.conf.Positional],
@@ -25,6 +27,10 @@ def run(
             checkpoint the weights.
         image_decoder: The Stable Diffusion of the checkpoint, likewise.
     """
+    if out.exists():
+        raise CheckpointError(
+            f"{out} exists; a checkpoint is imported into a new folder; choose another name"
+        )
     from dreamllm.checkpoint.hub import resolve_source  # late, so that `--help` does not wait for torch
     from dreamllm.checkpoint.official.importer import read_official
     from dreamllm.checkpoint.pretrained import PartSource, save_model

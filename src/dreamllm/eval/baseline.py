@@ -14,7 +14,7 @@ from transformers import CLIPTextModel
 
 from dreamllm.errors import CheckpointError
 from dreamllm.models.decoders.condition import Condition
-from dreamllm.models.decoders.stable_diffusion import StableDiffusionDecoder
+from dreamllm.models.decoders.image_decoder import ImageDecoder
 from dreamllm.runtime.seeding import derive_seed, make_generator
 from dreamllm.sequence.captions import CaptionTokens
 from dreamllm.sequence.tokenizer import Tokenizer
@@ -23,15 +23,13 @@ from dreamllm.sequence.tokenizer import Tokenizer
 class Baseline:
     """Draws captions with a stock image decoder."""
 
-    def __init__(
-        self, text_encoder: CLIPTextModel, tokenizer: Tokenizer, decoder: StableDiffusionDecoder
-    ) -> None:
+    def __init__(self, text_encoder: CLIPTextModel, tokenizer: Tokenizer, decoder: ImageDecoder) -> None:
         self._text_encoder = text_encoder.eval()
         self._decoder = decoder
         self._captions = CaptionTokens(tokenizer, text_encoder.config.max_position_embeddings)
 
     @classmethod
-    def load(cls, path: str | Path, decoder: StableDiffusionDecoder) -> "Baseline":
+    def load(cls, path: str | Path, decoder: ImageDecoder) -> "Baseline":
         """Read `text_encoder/` and `tokenizer/` of a folder.
 
         Raises:
@@ -53,7 +51,7 @@ class Baseline:
                 f"{decoder.condition_width}; expected the baseline the U-Net was trained with; "
                 "choose that folder"
             )
-        text_encoder.to(decoder.unet.device)
+        text_encoder.to(decoder.denoiser.device)
         return cls(text_encoder, Tokenizer.from_pretrained(path / "tokenizer"), decoder)
 
     def is_cut(self, text: str) -> bool:

@@ -23,8 +23,10 @@ from dreamllm.document.document import Document, Image, Part, Text
 from dreamllm.document.events import Event
 from dreamllm.errors import CheckpointError, DocumentError
 from dreamllm.generate.interleaved import InterleavedGenerator
+from dreamllm.generate.memory import Offload, check_fit, fit
 from dreamllm.generate.options import DrawOptions, GenerationOptions, OptionFields, WriteOptions
 from dreamllm.models.dreamllm import DreamLLM as DreamLLMModule
+from dreamllm.models.quantization import Quantization
 from dreamllm.sequence.encode import SequenceEncoder
 
 WEIGHTS: Final = Path(__file__).parents[1] / "weights"
@@ -62,21 +64,27 @@ class DreamLLM:
         dtype: torch.dtype = torch.float32,
         revision: str | None = None,
         local_files_only: bool = False,
+        quantize: Quantization | None = None,
+        offload: Offload | None = None,
     ) -> "DreamLLM":
         """Load a model that ships with the package by its name, a model folder, or a model of the Hugging
         Face Hub by its id `owner/name`.
 
         Where a folder has the name of a shipped model, write `./name` for the folder. Device `auto` takes a
         GPU if there is one. `revision` is a branch, a tag or a commit of the hub, which `owner/name@revision`
-        says as well; `local_files_only` takes what its cache holds and asks no hub.
+        says as well; `local_files_only` takes what its cache holds and asks no hub. `quantize` (int8, float8,
+        nf4) and `offload` (model, layer) save memory; see `memory.py`.
 
         Raises:
             CheckpointError: there is none of these, the hub cannot be reached, or the folder is damaged.
+            ConfigError: offload to a CPU, or an unknown choice.
+            MissingExtraError: the package that quantises is not installed.
         """
-        folder = _find(path, revision=revision, local_files_only=local_files_only)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = load_model(folder, device=device, dtype=dtype)
+        check_fit(device, quantize=quantize, offload=offload)
+        folder = _find(path, revision=revision, local_files_only=local_files_only)
+        model = fit(load_model(folder, dtype=dtype), device, quantize=quantize, offload=offload)
         return cls(model, load_encoder(folder, model), sources=read_index(folder).sources)
 
     def save_pretrained(

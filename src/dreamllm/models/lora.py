@@ -46,7 +46,7 @@ def add_lora(model: nn.Module, config: LoraConfig) -> None:
         lora_dropout=config.dropout,
         target_modules=_targets(model, config.target_modules),
     )
-    model.is_loaded_in_4bit = True  # where peft looks for NF4; it then asks every layer
+    vars(model)["is_loaded_in_4bit"] = True  # where peft looks for NF4; it then asks every layer
     with warnings.catch_warnings():  # that torchao's layers cannot be merged by peft: here they need not be
         warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated")
         peft.inject_adapter_in_model(chosen, model)
@@ -61,9 +61,9 @@ def lora_parameters(module: nn.Module) -> list[nn.Parameter]:
 def merged(model: _Model) -> _Model:
     """The same model of stock layers alone: adapters are added to the weights, and packed weights unpacked.
 
-    It is to be saved: on the CPU and in evaluation mode. What the model itself has on the CPU is shared; the
-    model is left as it is. New weights are summed in float32 and have the type that the layer had before it was
-    adapted or quantised.
+    It is to be saved: on the CPU and in evaluation mode. What the model itself has on the CPU is shared, and
+    the model is left as it is. New weights are summed in float32 and have the type that the layer had before
+    it was adapted or quantised.
     """
     tensors = (*model.parameters(), *model.buffers())
     twin = copy.deepcopy(model, {id(tensor): _on_cpu(tensor) for tensor in tensors})

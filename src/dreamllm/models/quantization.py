@@ -74,7 +74,8 @@ def plain_weight(layer: nn.Linear) -> Float[Tensor, "out in"]:
 
 def num_weights(parameter: nn.Parameter) -> int:
     """How many weights a parameter stands for; packed ones count as what they are packed from."""
-    return parameter.quant_state.shape.numel() if _is_nf4(parameter) else parameter.numel()
+    packed: Any = parameter
+    return packed.quant_state.shape.numel() if _is_nf4(parameter) else parameter.numel()
 
 
 def _quantize_by_row(part: nn.Module, kind: Quantization) -> None:

@@ -3,9 +3,9 @@
 `template_of` lets a tokenizer spell probe conversations and cuts between what is said; the pieces it finds
 must then spell other conversations exactly. Ids are those of `apply_chat_template(tokenize=True)` as long as
 no token reaches from the template's words into what is said. None does across a special token, a line break
-before a word, or a space, which goes with the word after it. One may where a letter or a mark is glued to
-what is said (`[/INST]Yes`), and where a prompt ends in a space; there an answer has the ids it is generated
-with.
+before a word, or a space, which goes with the word after it. One may where the template glues a letter or a
+mark to what is said (`[/INST]Yes`), goes on with a line break after it, or ends a prompt in a space; there an
+answer has the ids it is generated with.
 """
 
 import re

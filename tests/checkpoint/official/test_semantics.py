@@ -308,8 +308,9 @@ def test_losses_and_gradients_are_those_of_the_paper(
     assert_close(terms["denoising"].sum / counts["denoising"], denoising, **CLOSE)
     assert gradients.keys() == paper.learned.keys()
     for name, gradient in zip(paper.learned, expected, strict=True):
-        assert_close(gradients[name], gradient, **CLOSE, msg=lambda text, name=name: f"{name}: {text}")
-        assert gradient.abs().max() > 1e-3, name
+        largest = gradient.abs().max()
+        assert largest > 0, name
+        assert (gradients[name] - gradient).abs().max() < 1e-4 * largest, name
 
 
 def test_every_step_of_drawing_is_that_of_the_paper(

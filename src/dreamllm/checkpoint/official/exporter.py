@@ -60,8 +60,10 @@ def _check_fits(model: Path, config: DreamLLMConfig) -> None:
     vision = read_json(model / "vision_encoder" / "config.json")
     unet = model / "image_decoder" / "unet" / "config.json"
     reasons = []
-    if language.get("model_type") != "llama" or language.get("tie_word_embeddings"):
-        reasons.append(f"its language model is {language.get('model_type')!r}, or has tied embeddings")
+    if language.get("model_type") != "llama":
+        reasons.append(f"its language model is {language.get('model_type')!r}")
+    if language.get("tie_word_embeddings"):
+        reasons.append("its language model has tied embeddings")
     if vision.get("model_type") != "clip_vision_model":
         reasons.append(f"its vision encoder is {vision.get('model_type')!r}")
     if not unet.is_file() or decoder_class(read_json(unet)) is not StableDiffusionDecoder:
@@ -90,8 +92,11 @@ def _part(model: Path, part: str) -> Mapping[str, Tensor]:
             return find_tensors(model / "image_decoder" / part, _DIFFUSERS)
         case _:
             tensors = find_tensors(model / "connectors", _TRANSFORMERS)
-            split = [(*name.split(".", 1), tensor) for name, tensor in tensors.items()]
-            return {name: tensor for connector, name, tensor in split if connector == part}
+            return {
+                name.removeprefix(f"{part}."): tensor
+                for name, tensor in tensors.items()
+                if name.startswith(f"{part}.")
+            }
 
 
 def _write_configs(language_model: Path, folder: Path) -> None:

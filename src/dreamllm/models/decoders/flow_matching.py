@@ -6,7 +6,7 @@ sections 2 and 3.1; Xie et al. 2024 (arXiv:2410.10629).
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers.models.autoencoders.autoencoder_dc import AutoencoderDC
@@ -28,7 +28,7 @@ class FlowMatchingDecoder(ImageDecoder):
     """What the two have in common."""
 
     denoiser_name = "transformer"
-    samplers = ("euler", "dpm")
+    samplers: ClassVar[tuple[SamplerName, ...]] = ("euler", "dpm")
 
     scheduler: FlowMatchEulerDiscreteScheduler
 

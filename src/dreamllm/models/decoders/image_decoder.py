@@ -46,12 +46,15 @@ class ImageDecoder(nn.Module, ABC):
 
     denoiser_name: ClassVar[Literal["unet", "transformer"]]
     """What diffusers calls the denoiser of this kind, as an attribute and as a folder."""
-    denoiser_class: ClassVar[type[nn.Module]]
-    vae_class: ClassVar[type[nn.Module]]
+    denoiser_class: ClassVar[Any]
+    vae_class: ClassVar[Any]
     samplers: ClassVar[tuple[SamplerName, ...]]
     """Those that fit; the first is used where none is named."""
 
-    def __init__(self, denoiser: nn.Module, vae: nn.Module, scheduler: Any) -> None:
+    vae: Any
+    scheduler: Any
+
+    def __init__(self, denoiser: Any, vae: Any, scheduler: Any) -> None:
         """Raises ConfigError if the denoiser does not work on what the VAE makes."""
         super().__init__()
         made, read = vae.config.latent_channels, denoiser.config.in_channels
@@ -80,7 +83,7 @@ class ImageDecoder(nn.Module, ABC):
         return 0
 
     @property
-    def denoiser(self) -> nn.Module:
+    def denoiser(self) -> Any:
         """The U-Net or the transformer."""
         return getattr(self, self.denoiser_name)
 

@@ -193,8 +193,8 @@ class DreamLLMObjectiveConfig:
         kinds = self.parts and (self.parts.visual_projector, self.parts.connector)
         if self.whiten and kinds != ("linear", "linear"):
             raise ConfigError(
-                f"whiten is true but the projectors are {kinds}; a whitened start is for the linear projectors "
-                "of a new model (`parts`); choose these, or set whiten to false"
+                f"whiten is true but the projectors are {kinds}; a whitened start is for the linear "
+                "projectors of a new model (`parts`); choose these, or set whiten to false"
             )
         if self.quantize is not None and self.train.language_model:
             raise ConfigError(

@@ -211,7 +211,7 @@ class DreamLLMObjective:
         return GateResult(passed=passed, metrics=metrics, message=message)
 
     def export(self, path: Path) -> None:
-        """Write the model folder, of stock layers because adapters are merged in a copy, and its self-test."""
+        """Write the model folder with its self-test, of stock layers: adapters are merged in a copy."""
         model = merged(self.module)
         save_model(
             model,
