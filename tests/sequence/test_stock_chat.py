@@ -232,7 +232,6 @@ def test_a_tokenizer_that_puts_spaces_before_texts_has_the_stock_ids_too(
     assert prompt == [tokenizer.bos_id, *stock_ids(tokenizer.hf, messages)]
 
 
-@pytest.mark.xfail(reason="SequenceEncoder does not tell the tokenizer yet what a piece follows")
 @pytest.mark.parametrize("messages", WITH_AND_WITHOUT_SYSTEM)
 def test_words_after_a_line_break_get_no_space(messages: Messages, tmp_path: Path) -> None:
     tokenizer, _ = prepare_tokenizer(

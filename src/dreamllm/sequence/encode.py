@@ -180,13 +180,13 @@ class SequenceEncoder:
         turn_learns = False
         for piece in pieces:
             if isinstance(piece, Markup):
-                draft.write(self.tokenizer.encode_markup(piece.text))
+                draft.write(self.tokenizer.encode_markup(piece.text, after=draft.ids[-1]))
             elif isinstance(piece, EndOfTurn):
                 draft.write([self.tokenizer.eos_id], is_label=turn_learns)
                 turn_learns = False
             elif isinstance(piece, Text):
                 is_label = supervise and piece.learn and piece.role == "assistant"
-                draft.write(self.tokenizer.encode(piece.text), is_label=is_label)
+                draft.write(self.tokenizer.encode(piece.text, after=draft.ids[-1]), is_label=is_label)
                 turn_learns |= is_label
             else:
                 self._write_picture(
