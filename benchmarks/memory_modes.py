@@ -6,8 +6,8 @@
 
 A random model of a middle size is made on the spot: a Llama of 320 million weights and a U-Net like that of
 Stable Diffusion, of 100 million. Every mode has a process of its own, which takes two optimizer steps, or
-writes and draws. Shown are the bytes of the weights and the most that was held while it ran, without Python and
-the libraries: resident memory, or what torch had allocated on a GPU. The peak of loading is left out.
+writes and draws. Shown are the bytes of the weights and the most that was held while it ran, without Python
+and the libraries: resident memory, or what torch had allocated on a GPU. The peak of loading is left out.
 """
 
 import argparse

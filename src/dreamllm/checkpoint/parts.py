@@ -5,6 +5,7 @@ whole two-tower model, of which the vision half is taken. Tensors stay mapped to
 used, so that nothing is held twice.
 """
 
+import gc
 import json
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -165,13 +166,17 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """transformers prints a table of tensors that do not match; here they become one line, or are meant."""
-    before = transformers_logging.get_verbosity()
+    """No table of tensors that do not match, which here become one line, or are meant; and no collection of
+    garbage, which would go through every module made so far, again and again."""
+    before, collects = transformers_logging.get_verbosity(), gc.isenabled()
     transformers_logging.set_verbosity_error()
+    gc.disable()
     try:
         yield
     finally:
         transformers_logging.set_verbosity(before)
+        if collects:
+            gc.enable()
 
 
 def _load(part_class: Any, path: Path, *, may_leave: tuple[str, ...] = (), **options: Any) -> Any:

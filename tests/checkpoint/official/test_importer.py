@@ -110,6 +110,34 @@ def test_ids_and_spelling_come_from_the_tokenizer_files(miniature: Miniature, tm
     assert encoder.vision_transform.image_px == encoder.target_transform.image_px == PICTURE_PX
 
 
+def test_a_checkpoint_of_several_types_is_held_exactly(tmp_path: Path) -> None:
+    made = write_miniature(tmp_path / "official", torch.bfloat16)
+    norm = torch.rand(WIDTH)
+    made.change(LANGUAGE, model__norm__weight=norm)
+
+    language_model = read(made).model.language_model
+
+    assert {tensor.dtype for tensor in language_model.state_dict().values()} == {torch.float32}
+    assert torch.equal(language_model.model.norm.weight, norm)
+    head = made.tensors(LANGUAGE)["lm_head.weight"]
+    assert torch.equal(language_model.lm_head.weight, head.float())
+
+
+@pytest.mark.parametrize(
+    ("changes", "legacy"), [({}, True), ({"legacy": True}, True), ({"legacy": False}, False)]
+)
+def test_text_after_a_special_token_is_spelled_as_the_model_learned_it(
+    miniature: Miniature, changes: dict[str, bool], legacy: bool
+) -> None:
+    miniature.change_json("tokenizer_config.json", **changes)
+
+    words = read(miniature).tokenizer.tokenizer
+
+    ids = words.encode("sits on", after=words.special.im_end)
+    assert (ids == miniature.sentencepiece().encode("sits on")) is legacy
+    assert words.decode(ids).strip() == "sits on"
+
+
 def sharded(made: Miniature) -> None:
     tensors = list(made.tensors(LANGUAGE).items())
     places = {}

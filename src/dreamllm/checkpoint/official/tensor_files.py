@@ -86,7 +86,8 @@ def _load(path: Path) -> Any:
             "nothing in it was run; ask where it came from for a plain state dictionary"
         ) from error
     except (  # what the restricted unpickler says to damaged bytes
-        OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, SafetensorError,
+        OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
+        SafetensorError,
     ) as error:  # fmt: skip
         raise CheckpointError(
             f"{path} cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:200]}; "
