@@ -25,7 +25,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-from rounds import cpu_seconds, parse_arguments, print_table, report, use_one_thread
+from rounds import parse_arguments, print_table, report, use_one_thread
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
@@ -80,21 +80,19 @@ def main() -> None:
     for title, kind in (("Training, two steps", "train "), ("Generation, a document", "generate ")):
         rows = {mode.removeprefix(kind): values for mode, values in measured.items() if mode.startswith(kind)}
         if rows:
-            print_table(
-                title, ["weights, MiB", "peak, MiB", "of the first", "CPU time, of the first"], _cells(rows)
-            )
+            print_table(title, ["weights, MiB", "peak, MiB", "of the first"], _cells(rows))
     report("memory_modes", arguments, {"modes": measured})
 
 
 def measure(mode: str, device: torch.device) -> dict[str, float]:
-    """Bytes of the weights, the peak above what the libraries take, and CPU seconds."""
+    """Bytes of the weights, and the peak above what the libraries take."""
     use_one_thread()
     before = _resident() if device.type == "cpu" else 0
     work, model = prepare(mode, device)
     gc.collect()
     _forget_peak(device)
-    seconds = cpu_seconds(work)
-    return {"weights": weight_bytes(model), "peak": _peak(device) - before, "seconds": seconds}
+    work()
+    return {"weights": weight_bytes(model), "peak": _peak(device) - before}
 
 
 def prepare(mode: str, device: torch.device) -> tuple[Callable[[], object], DreamLLM]:
@@ -246,7 +244,6 @@ def _cells(rows: Mapping[str, Mapping[str, float]]) -> dict[str, Sequence[str]]:
             f"{values['weights'] / MIB:,.0f}",
             f"{values['peak'] / MIB:,.0f}",
             f"{values['peak'] / first['peak']:.2f}",
-            f"{values['seconds'] / first['seconds']:.2f}",
         ]
         for name, values in rows.items()
     }

@@ -119,7 +119,7 @@ def _modern_attention(name: str, tensor: Tensor) -> tuple[str, Tensor]:
     if match is None:
         return name, tensor
     block, layer, kind = match.groups()
-    is_convolution = False and kind == "weight" and tensor.shape[2:] == (1, 1)
+    is_convolution = kind == "weight" and tensor.shape[2:] == (1, 1)
     return f"{block}.{_NEW_ATTENTION.get(layer, layer)}.{kind}", tensor[
         :, :, 0, 0
     ] if is_convolution else tensor
