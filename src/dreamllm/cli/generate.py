@@ -59,7 +59,7 @@ def run(
         max_new_tokens: Longest text, in tokens.
         max_images: Most pictures of a document.
         temperature: 0 takes the likeliest token, 1 samples as the model was trained.
-        top_p: Samples from the likeliest tokens that together reach this probability.
+        top_p: Samples from the likeliest tokens that reach this probability.
         quantize: Hold weights in 8 or 4 bits; needs `pip install 'dreamllm[quantize]'`.
         offload: Let whole parts, or single layers, wait in the CPU's memory for their turn on the GPU.
     """
@@ -74,14 +74,12 @@ def run(
         temperature=temperature,
         top_p=top_p,
     )
-    prompts = _prompts(prompt, image, prompts_file)
-    _check_suffix(out, ONE if prompts_file is None else MANY)
+    prompts = _prompts(prompt, image, prompts_file, out)
     from dreamllm.generate.pipeline import DreamLLM  # late, so that `--help` does not wait for torch
 
     handle = DreamLLM.from_pretrained(model, quantize=quantize, offload=offload)
     if prompts_file is None:
-        document = write_one(handle, prompts[0], options, sys.stdout)
-        written = document.save(out)
+        written = write_one(handle, prompts[0], options, sys.stdout).save(out)
     else:
         written = _write_many(handle.generator.generate(prompts, options), prompts, out)
     print(f"written to {written}")
@@ -119,7 +117,9 @@ def printable(text: str) -> str:
     )
 
 
-def _prompts(words: str | None, pictures: Sequence[Path], file: Path | None) -> list[Document]:
+def _prompts(words: str | None, pictures: Sequence[Path], file: Path | None, out: Path) -> list[Document]:
+    """What is asked, once it is certain that the answers can be written."""
+    _check_suffix(out, ONE if file is None else MANY)
     if file is None:
         if words is None and not pictures:
             raise ConfigError("there is no prompt; expected PROMPT, --image or --prompts-file; say something")

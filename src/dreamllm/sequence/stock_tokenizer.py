@@ -98,8 +98,10 @@ def _convert(folder: Path) -> PreTrainedTokenizerFast:
     stored = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
     # Folders that do not say so are older than the choice, and their models learned the old way: a space is
     # put before the text after every special token. transformers 5 assumes the new way.
-    legacy = stored.get("legacy", True)
-    converted = AutoTokenizer.from_pretrained(str(folder), legacy=legacy, local_files_only=True)
+    legacy = stored.get("legacy") is not False
+    converted = AutoTokenizer.from_pretrained(
+        str(folder), legacy=legacy, local_files_only=True, trust_remote_code=False
+    )
     names = ("bos_token", "eos_token", "unk_token", "pad_token")
     return PreTrainedTokenizerFast(
         tokenizer_object=converted.backend_tokenizer,

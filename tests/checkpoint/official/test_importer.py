@@ -396,6 +396,7 @@ def test_import_paths_in_configurations_are_not_followed(
         (VISION, {"projector__projector__bias": None}, "1 missing: bias"),
         (QUERIES, {"dream_queries": None}, "1 missing: queries"),
         (QUERIES, {"dream_queries": torch.zeros(1, 3, 8)}, r"queries \(1, 3, 8\) instead of \(1, 3, 32\)"),
+        (QUERIES, {"dream_queries": torch.zeros(32)}, r"queries \(32,\) instead of \(1, 1, 32\)"),
         (HEAD, {"unet__conv_in__bias": None}, r"1 missing: conv_in\.bias"),
         (HEAD, {"vae__stray": torch.zeros(2)}, "1 left over: stray"),
         (HEAD, {"vae__quant_conv__bias": torch.zeros(3)}, r"quant_conv\.bias \(3,\) instead of \(8,\)"),

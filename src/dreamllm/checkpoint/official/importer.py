@@ -107,15 +107,13 @@ def _model(
     image_decoder: Path,
 ) -> DreamLLM:
     """All parts; `sources` are the files of their tensors, for messages."""
-    queries = parts["dream_queries"].get(
-        "queries", torch.empty(1, 1, 0)
-    )  # where it is missing, `fill` says so
+    queries = parts["dream_queries"].get("queries", torch.empty(0))
     language_model = transformers_part(
         LlamaForCausalLM, config, tensors=parts["language_model"], source=sources["language_model"]
     )
     model = DreamLLM(
         DreamLLMConfig(
-            num_dream_queries=queries.shape[1],
+            num_dream_queries=queries.shape[1] if queries.dim() == 3 else 1,  # if not, `fill` says so
             visual_projector=_kind(parts["visual_projector"]),
             condition_projector=_kind(parts["condition_projector"]),
         ),

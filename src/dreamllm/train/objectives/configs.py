@@ -162,7 +162,8 @@ class DreamLLMObjectiveConfig:
     """What learns."""
     quantize: Literal["nf4", "int8"] | None = None
     """Hold the blocks of the language model, which must be frozen, in 4 or 8 bits. With `language_model_lora`
-    `nf4` is QLoRA. What is exported is what was trained upon: the weights as they are after quantising."""
+    `nf4` is QLoRA; `int8` saves memory with `gradient_checkpointing` only. What is exported is what was
+    trained upon: the weights as they are after quantising."""
     phases: tuple[PhaseConfig, ...] = field(default=())
     documents_per_step: int = 16
     row_length: int = 512
