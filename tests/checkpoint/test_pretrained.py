@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, CLIPVisionModel
 from dreamllm.checkpoint.pretrained import load_model, read_index, read_transforms, save_model
 from dreamllm.errors import CheckpointError
 from dreamllm.models.freezing import Trainable, apply_trainable
+from dreamllm.models.quantization import quantize_linears
 
 TRANSFORMS = {"vision": {"size": 16, "mean": [0.5, 0.5, 0.5]}, "target": {"size": 16}}
 
@@ -165,6 +166,16 @@ def test_a_folder_that_is_no_model_is_not_replaced(tmp_path):
         save(dreamllm(), tmp_path)
 
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_quantised_weights_are_not_written(tmp_path):
+    model = dreamllm()
+    quantize_linears(model.language_model.get_decoder(), "int8")
+
+    with pytest.raises(CheckpointError, match="holds quantised weights"):
+        save(model, tmp_path / "model")
+
+    assert not (tmp_path / "model").exists()
 
 
 def edit(file, change):

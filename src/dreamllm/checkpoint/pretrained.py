@@ -37,6 +37,7 @@ from dreamllm.checkpoint.parts import (
 )
 from dreamllm.errors import CheckpointError, ConfigError
 from dreamllm.models.dreamllm import DreamLLM, DreamLLMConfig
+from dreamllm.models.quantization import is_quantized
 from dreamllm.version import __version__
 
 FORMAT_VERSION: Final = 1
@@ -91,8 +92,13 @@ def save_model(
     tensors on disk; None keeps each as it is. Trained special-token rows are written into the stock tables.
 
     Raises:
-        CheckpointError: the path holds something that is not a model folder.
+        CheckpointError: the path holds something that is not a model folder, or weights are quantised.
     """
+    if any(is_quantized(part) for part in model.modules()):
+        raise CheckpointError(
+            "the model holds quantised weights, which a folder of stock parts cannot hold; load it without "
+            "quantize and save that, or save models.lora.merged(model)"
+        )
     path = Path(path)
     if path.exists() and not (path / _INDEX).is_file() and not (path.is_dir() and not any(path.iterdir())):
         raise CheckpointError(
