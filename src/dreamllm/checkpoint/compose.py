@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from dreamllm.checkpoint.card import license_of
 from dreamllm.checkpoint.hub import resolve_source, split_hub_id
@@ -66,17 +66,7 @@ def compose(parts: PartsConfig, *, dtype: torch.dtype | None = None) -> Composed
     language_model = _language_model(folders["language_model"], new_ids, dtype)
     vision_model = load_vision_model(folders["vision_encoder"], dtype=dtype, safetensors_only=False)
     view = _view(folders["vision_encoder"], vision_model, parts.vision_px)
-    layer, norm = recommended_tokens(vision_model.config)
-    config = DreamLLMConfig(
-        num_dream_queries=parts.num_dream_queries,
-        visual_projector=parts.visual_projector,
-        condition_projector=parts.connector,
-        num_connector_layers=parts.num_connector_layers,
-        select_layer=layer if parts.select_layer is None else parts.select_layer,
-        post_layernorm=norm if parts.post_layernorm is None else parts.post_layernorm,
-        vision_px=view.image_px,
-        chat_template=chat,
-    )
+    config = model_config(parts, vision_model.config, vision_px=view.image_px, chat_template=chat)
     model = DreamLLM(
         config,
         language_model=language_model,
@@ -89,6 +79,23 @@ def compose(parts: PartsConfig, *, dtype: torch.dtype | None = None) -> Composed
         tokenizer=tokenizer,
         transforms={"vision": view.to_dict(), "target": _target(model.image_decoder).to_dict()},
         sources={name: _origin(parts, name, folder) for name, folder in folders.items()},
+    )
+
+
+def model_config(
+    parts: PartsConfig, vision_config: PreTrainedConfig, *, vision_px: int | None, chat_template: str
+) -> DreamLLMConfig:
+    """What the parts do not say of themselves; what is left open is what suits the vision encoder."""
+    layer, norm = recommended_tokens(vision_config)
+    return DreamLLMConfig(
+        num_dream_queries=parts.num_dream_queries,
+        visual_projector=parts.visual_projector,
+        condition_projector=parts.connector,
+        num_connector_layers=parts.num_connector_layers,
+        select_layer=layer if parts.select_layer is None else parts.select_layer,
+        post_layernorm=norm if parts.post_layernorm is None else parts.post_layernorm,
+        vision_px=vision_px,
+        chat_template=chat_template,
     )
 
 

@@ -12,14 +12,17 @@ from typing import Any, Final
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from dreamllm.checkpoint.compose import model_config
 from dreamllm.checkpoint.parts import read_json
 from dreamllm.checkpoint.parts_config import PartsConfig
 from dreamllm.checkpoint.pretrained import read_index
 from dreamllm.config import load_config
+from dreamllm.data.transforms import VisionTransform
 from dreamllm.errors import CheckpointError, ConfigError
 from dreamllm.models.decoders.kinds import decoder_class
 from dreamllm.models.dreamllm import DreamLLM, DreamLLMConfig
-from dreamllm.models.vision_encoder import VISION_CLASSES, recommended_tokens
+from dreamllm.models.vision_encoder import VISION_CLASSES
+from dreamllm.sequence.chat import VICUNA_V1_1
 from dreamllm.sequence.special_tokens import NUM_SPECIAL_TOKENS
 from dreamllm.train.objectives.configs import DreamLLMObjectiveConfig
 from dreamllm.train.plan.stock_configs import config_folder
@@ -79,18 +82,15 @@ def find_shapes(objective: DreamLLMObjectiveConfig, *, recipe: Path, out_dir: Pa
 def shapes_of_parts(parts: PartsConfig, base: Path) -> Shapes:
     """The shapes of a new model; folders of parts are relative to `base`."""
     language_model = read_json(config_folder(parts.language_model, base) / "config.json")
-    vision_model = read_json(config_folder(parts.vision_encoder, base) / "config.json")
+    vision_folder = config_folder(parts.vision_encoder, base)
+    vision_model = read_json(vision_folder / "config.json")
     decoder: Any = _decoder_configs(config_folder(parts.image_decoder, base))
-    layer, norm = recommended_tokens(_vision_config(vision_model))
+    preprocessor, vision_px = vision_folder / "preprocessor_config.json", parts.vision_px
+    if vision_px is None and preprocessor.is_file():  # DINOv2 is trained at another size than it is read at
+        vision_px = VisionTransform.from_preprocessor(read_json(preprocessor)).image_px
     return Shapes(
-        config=DreamLLMConfig(
-            num_dream_queries=parts.num_dream_queries,
-            visual_projector=parts.visual_projector,
-            condition_projector=parts.connector,
-            num_connector_layers=parts.num_connector_layers,
-            select_layer=layer if parts.select_layer is None else parts.select_layer,
-            post_layernorm=norm if parts.post_layernorm is None else parts.post_layernorm,
-            vision_px=parts.vision_px,
+        config=model_config(
+            parts, _vision_config(vision_model), vision_px=vision_px, chat_template=VICUNA_V1_1.name
         ),
         language_model=language_model,
         vision_model=vision_model,
