@@ -10,6 +10,7 @@ from tests.train.plan.tiny_shapes import LLAMA, SHAPES, write_parts
 from dreamllm.checkpoint.parts_config import PartsConfig
 from dreamllm.checkpoint.pretrained import save_model
 from dreamllm.config import load_config
+from dreamllm.data.transforms import VisionTransform
 from dreamllm.errors import CheckpointError, ConfigError
 from dreamllm.generate.pipeline import WEIGHTS
 from dreamllm.recipes import find_recipe
@@ -102,6 +103,28 @@ def test_folders_of_parts_are_relative_to_the_run(tmp_path: Path) -> None:
 
     assert shapes.language_model == LLAMA
     assert build_model(shapes).image_decoder.image_size == (16, 16)
+
+
+def test_pictures_are_planned_at_the_size_of_the_preprocessor(tmp_path: Path) -> None:
+    write_parts(tmp_path / "parts")
+    dino = {
+        "model_type": "dinov2",
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 56,
+        "patch_size": 14,
+    }
+    (tmp_path / "parts/clip/config.json").write_text(json.dumps(dino))
+    preprocessor = VisionTransform(28).to_preprocessor()
+    (tmp_path / "parts/clip/preprocessor_config.json").write_text(json.dumps(preprocessor))
+    named = parts(
+        language_model="../parts/llama", vision_encoder="../parts/clip", image_decoder="../parts/sd"
+    )
+
+    shapes = shapes_of_parts(named, tmp_path / "run")
+
+    assert build_model(shapes).vision_encoder.num_tokens == (28 // 14) ** 2
 
 
 def test_the_shapes_of_a_saved_model_are_those_it_was_built_from(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The image decoder: a stock, frozen latent diffusion model without its text encoder.
+"""The image decoder: a stock latent diffusion model without its text encoder.
 
 A condition takes the place of the text. In training its gradient comes back through the frozen denoiser; in
 sampling it is guided against an unconditional one. Pixels are float32 in [-1, 1]. A kind of decoder says how
@@ -42,7 +42,7 @@ class Noised:
 
 
 class ImageDecoder(nn.Module, ABC):
-    """Frozen, and in evaluation mode whatever `train()` says."""
+    """In evaluation mode whatever `train()` says, and frozen unless a stage trains its denoiser."""
 
     denoiser_name: ClassVar[Literal["unet", "transformer"]]
     """What diffusers calls the denoiser of this kind, as an attribute and as a folder."""
