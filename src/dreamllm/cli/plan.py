@@ -1,5 +1,6 @@
 """`dreamllm plan`: what a recipe needs, before anything is downloaded or trained."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 DOES_NOT_FIT = 1
 GIB = 2**30
+MIN_WIDTH = 118
+"""Columns the widest table needs; a pipe or a file gets these."""
 
 
 def run(
@@ -108,7 +111,7 @@ def _given(
 
 
 def _print(plan: "Plan", sources: "tuple[SourceShape, ...]") -> None:
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else MIN_WIDTH)
     for table in (parts_table(plan), documents_table(plan, sources), step_table(plan), memory_table(plan)):
         console.print(table)
     for line in (*time_lines(plan), *advice_lines(plan)):
