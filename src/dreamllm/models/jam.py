@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dreamllm.errors import ConfigError
-from dreamllm.losses.next_token import next_token_sum
+from dreamllm.losses.next_token import log_partition_square_sum, next_token_sum
 from dreamllm.losses.total import Term
 from dreamllm.models.image_tokenizer import ImageTokenizer
 from dreamllm.models.language_model import check_language_model, run_decoder
@@ -88,14 +88,20 @@ class JAM(nn.Module):
         """Where the language model is."""
         return self.language_model.device
 
-    def forward(self, batch: Batch) -> dict[str, Term]:
-        """The loss terms `text` and `codes`: cross-entropy at labels that are words, and that are codes."""
+    def forward(self, batch: Batch, *, z_loss: bool = False) -> dict[str, Term]:
+        """The loss terms `text` and `codes`: cross-entropy at labels that are words, and that are codes.
+
+        With `z_loss` a third, `z`, which holds the softmax of both together.
+        """
         states = self.hidden_states(batch).flatten(0, 1).index_select(0, batch.label_positions)  # (L, D)
         is_code = batch.labels >= self.config.first_code
-        return {
+        terms = {
             name: Term(next_token_sum(states[chosen], self.logits, batch.labels[chosen]), int(chosen.sum()))
             for name, chosen in (("text", ~is_code), ("codes", is_code))
         }
+        if z_loss:
+            terms["z"] = Term(log_partition_square_sum(states, self.logits), batch.num_labels)
+        return terms
 
     def hidden_states(self, batch: Batch) -> Float[Tensor, "B T D"]:
         """The language model's states after its final norm."""

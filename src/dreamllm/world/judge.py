@@ -347,5 +347,7 @@ def _to_pixels(image: PILImage.Image | np.ndarray) -> UInt8[np.ndarray, "64 64 3
         )
     image = image.convert("RGB")
     if image.size != (PICTURE_PX, PICTURE_PX):
-        image = image.resize((PICTURE_PX, PICTURE_PX), PILImage.Resampling.BOX)
+        is_larger = min(image.size) >= PICTURE_PX
+        resample = PILImage.Resampling.BOX if is_larger else PILImage.Resampling.BICUBIC
+        image = image.resize((PICTURE_PX, PICTURE_PX), resample)
     return np.asarray(image)

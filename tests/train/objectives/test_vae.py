@@ -11,7 +11,8 @@ from torch.testing import assert_close
 from dreamllm.runtime.seeding import make_generator
 from dreamllm.train.objectives import vae
 from dreamllm.train.objectives.pictures import to_pixels
-from dreamllm.train.objectives.vae import PictureBatch, VaeObjective, opponent
+from dreamllm.train.objectives.reconstruction import PictureBatch, opponent
+from dreamllm.train.objectives.vae import VaeObjective
 from dreamllm.train.step import StepResult
 from dreamllm.world.render import render
 from dreamllm.world.scene import Scene

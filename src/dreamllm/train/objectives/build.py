@@ -21,6 +21,10 @@ def build_objective(config: RunConfig, out_dir: Path) -> Objective:
             from dreamllm.train.objectives.vae import VaeObjective
 
             return VaeObjective(chosen, steps=config.steps, seed=seed)
+        case configs.ImageTokenizerObjectiveConfig():
+            from dreamllm.train.objectives.image_tokenizer import ImageTokenizerObjective
+
+            return ImageTokenizerObjective(chosen, steps=config.steps, seed=seed)
         case configs.LanguageModelObjectiveConfig():
             from dreamllm.train.objectives.language_model import LanguageModelObjective
 

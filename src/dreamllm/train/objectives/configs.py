@@ -108,6 +108,53 @@ class VaeObjectiveConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ImageTokenizerObjectiveConfig:
+    """A stock VQModel on pictures of the world: the codes that JAM reads and writes."""
+
+    kind: Literal["image_tokenizer"] = "image_tokenizer"
+    picture_px: int = 48
+    """H and W of the pictures."""
+    block_out_channels: tuple[int, ...] = (16, 16, 32, 64)
+    """Channels by level; every level but the first halves the picture."""
+    latent_channels: int = 64
+    norm_groups: int = 4
+    quantizer: Literal["ema", "fsq"] = "ema"
+    """`ema`: a codebook of moving averages (van den Oord et al. 2017, arXiv:1711.00937, appendix A.1), codes
+    that died started again. `fsq`: a fixed grid (Mentzer et al. 2023, arXiv:2309.15505), stored as a codebook."""
+    num_codes: int = 512
+    """Codes of an `ema` codebook."""
+    code_width: int = 16
+    """Numbers of a code in an `ema` codebook."""
+    fsq_levels: tuple[int, ...] = (8, 8, 8)
+    """Values of each number of an `fsq` code; their product is the number of codes."""
+    codebook_decay: float = 0.99
+    """Of the moving averages."""
+    restart_below: float = 0.02
+    """A code whose moving count of uses a step falls below this is put where a picture of the step is."""
+    commitment_weight: float = 0.25
+    """Holds the encoder to the codes it chose."""
+    scenes_per_step: int = 16
+    phases: tuple[ScenePhase, ...] = field(default=())
+    foreground_weight: float = 5.0
+    """How much more a pixel on an object counts."""
+    chroma_weight: float = 2.0
+    """How much more an error of hue counts than one of brightness."""
+    gate_accuracy: float = 0.97
+    """Share of attributes the judge reads back right from reconstructions."""
+
+    def __post_init__(self) -> None:
+        _check_phases(self.phases)
+        factor = 2 ** (len(self.block_out_channels) - 1)
+        if self.picture_px % factor:
+            raise ConfigError(
+                f"picture_px is {self.picture_px}, which the factor {factor} of {len(self.block_out_channels)} "
+                "levels does not divide; choose a multiple of it"
+            )
+        if self.quantizer == "fsq" and (not self.fsq_levels or min(self.fsq_levels) < 2):
+            raise ConfigError(f"fsq_levels is {self.fsq_levels}; expected two or more values for each number")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StableDiffusionObjectiveConfig:
     """A text-conditioned U-Net over the VAE's latents: the frozen image decoder, and the baseline to beat."""
 
@@ -204,10 +251,94 @@ class DreamLLMObjectiveConfig:
             )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JamParentConfig:
+    """A new parent of JAM: a stock Llama over words and picture codes."""
+
+    tokenizer: Path | None = None
+    """Folder of a tokenizer; none trains one on the world's text, the same one in every run."""
+    image_tokenizer: Path | None = None
+    """Folder of the VQModel; a parent that never sees a picture needs none."""
+    num_codes: int = 512
+    """Codes in the vocabulary; those of the image tokenizer."""
+    codes_per_picture: int = 36
+    """G."""
+    vocab_size: int = 640
+    """Most ids of a tokenizer trained here."""
+    hidden_size: int = 192
+    num_layers: int = 6
+    num_heads: int = 6
+    intermediate_size: int = 512
+    initializer_range: float = 0.05
+    """Standard deviation of the first weights."""
+    qk_norm: bool = False
+    """Queries and keys are normalised (Chameleon, arXiv:2405.09818): the stock Qwen3 instead of Llama."""
+    max_length: int = 512
+    """Positions the model is built for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JamObjectiveConfig:
+    """A run of JAM: next-token loss over words and picture codes, on documents."""
+
+    kind: Literal["jam"] = "jam"
+    model: Path | None = None
+    """A JAM to go on from: a parent, a fused model, or a stage before."""
+    parent: JamParentConfig | None = None
+    """A new parent instead."""
+    # TODO fuse: FuseConfig | None = None
+    """Two parents to fuse instead."""
+    phases: tuple[PhaseConfig, ...] = field(default=())
+    documents_per_step: int = 16
+    row_length: int = 256
+    """Positions of a packed row; no document may be longer."""
+    rows_per_micro_batch: int = 8
+    gradient_checkpointing: bool = False
+    learn: Literal["marked", "all"] = "all"
+    """Which tokens are labels: those the documents mark, or every one, as in pre-training with CM3."""
+    # TODO cm3: Cm3Config | None = None
+    """Spans move to the end of their document (CM3, arXiv:2201.07520); none is plain causal."""
+    mask_prompt: float = 0.0
+    """Share of pictures drawn from a text that are learned with `<mask>` in its place, for guidance."""
+    # TODO retrieval: RetrievalConfig | None = None
+    """Retrieved documents before each document (CM3Leon, arXiv:2309.02591); none lays nothing before."""
+    text_weight: float = 1.0
+    """Of the mean loss of a word."""
+    codes_weight: float = 1.0
+    """Of the mean loss of a picture code."""
+    z_weight: float = 0.0
+    """Of the mean square of the softmax's log partition; Chameleon takes 1e-5."""
+    text_tower_lr_scale: float = 1.0
+    """Two towers: learning rate of the text tower against the run's; 0 freezes it."""
+    image_tower_lr_scale: float = 1.0
+    """Two towers: of the image tower; 0 freezes it."""
+    gate_text: float = 0.0
+    """Exact answers to questions about a caption in the context that the gate asks for."""
+    gate_draw: float = 0.0
+    """Attributes of drawn pictures the judge must read back right."""
+    gate_num_objects: tuple[int, ...] = (1, 2, 3)
+    """Object counts of the gate's scenes."""
+    gate_prompt: Literal["caption", "request"] = "caption"
+    """How the gate asks for pictures: by a caption alone, or as a user does."""
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("model", "parent") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ConfigError(
+                f"{' and '.join(given) or 'nothing'} is given; expected one of `model` (a JAM to go on from), "
+                "`parent` (a new one) and `fuse` (two parents); keep one of them"
+            )
+        scales = (self.text_tower_lr_scale, self.image_tower_lr_scale)
+        if min(scales) < 0:
+            raise ConfigError(f"the learning rates of the towers are scaled by {scales}; expected 0 or more")
+
+
 ObjectiveConfig = (
     LanguageModelObjectiveConfig
     | ClipObjectiveConfig
     | VaeObjectiveConfig
+    | ImageTokenizerObjectiveConfig
     | StableDiffusionObjectiveConfig
     | DreamLLMObjectiveConfig
+    | JamObjectiveConfig
 )

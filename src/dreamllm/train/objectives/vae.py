@@ -6,13 +6,11 @@ can it still read a scene off its reconstruction?
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -20,35 +18,18 @@ from dreamllm.losses.total import Term
 from dreamllm.train.objectives.configs import VaeObjectiveConfig
 from dreamllm.train.objectives.objective import GateResult, ParameterGroup
 from dreamllm.train.objectives.pictures import save_grid, to_pixels
+from dreamllm.train.objectives.reconstruction import (
+    PictureBatch,
+    gate_scenes,
+    read_back,
+    reconstruction_error,
+)
 from dreamllm.train.objectives.scene_steps import SceneSteps
-from dreamllm.world.judge import Judge
-from dreamllm.world.render import foreground, render
+from dreamllm.world.render import render
 from dreamllm.world.scene import CELL_PX, Scene
 from dreamllm.world.splits import sample_scene
 
 GATE_SCENES = 300
-
-
-@dataclass(frozen=True, slots=True)
-class PictureBatch:
-    """Pictures and where their objects are."""
-
-    pixels: Tensor
-    """(B, 3, H, W) float32, [-1, 1]."""
-    is_foreground: Tensor
-    """(B, 1, H, W) bool."""
-
-
-def opponent(error: Float[Tensor, "B 3 H W"], chroma_weight: float) -> Float[Tensor, "B 3 H W"]:
-    """Errors of red, green and blue as errors of brightness and two hues, hues scaled.
-
-    The axes are orthonormal: with `chroma_weight` 1 the squared error of a pixel is that of its RGB.
-    """
-    red, green, blue = error.unbind(1)
-    brightness = (red + green + blue) / 3**0.5
-    red_green = (red - green) / 2**0.5
-    blue_yellow = (2 * blue - red - green) / 6**0.5
-    return torch.stack([brightness, chroma_weight * red_green, chroma_weight * blue_yellow], dim=1)
 
 
 class VaeObjective:
@@ -71,9 +52,7 @@ class VaeObjective:
         )
 
     def _make_batch(self, scenes: Sequence[Scene], rng: np.random.Generator, progress: float) -> PictureBatch:
-        pixels = np.stack([render(scene) for scene in scenes])
-        mask = np.stack([foreground(scene) for scene in scenes])
-        return PictureBatch(to_pixels(pixels), torch.from_numpy(mask)[:, None])
+        return PictureBatch.of(scenes)
 
     def counts(self, micro_batch: PictureBatch) -> Mapping[str, int]:
         """Pictures, for both terms."""
@@ -84,10 +63,13 @@ class VaeObjective:
         """Weighted L1 + L2 a pixel, and the divergence a latent element; each summed over pictures."""
         pixels = micro_batch.pixels.to(self._device)
         posterior = self.module.encode(pixels).latent_dist
-        error = self.module.decode(posterior.sample(generator)).sample - pixels
-        error = opponent(error, self._config.chroma_weight)
-        weight = 1 + (self._config.foreground_weight - 1) * micro_batch.is_foreground.to(self._device)
-        reconstruction = ((error.abs() + error.square()) * weight).flatten(1).mean(1)
+        reconstruction = reconstruction_error(
+            self.module.decode(posterior.sample(generator)).sample,
+            pixels,
+            micro_batch.is_foreground.to(self._device),
+            foreground_weight=self._config.foreground_weight,
+            chroma_weight=self._config.chroma_weight,
+        )
         kl = posterior.kl() / posterior.mean[0].numel()
         size = pixels.shape[0]
         return {"reconstruction": Term(reconstruction.sum(), size), "kl": Term(kl.sum(), size)}
@@ -122,24 +104,8 @@ class VaeObjective:
 
     def gate(self) -> GateResult:
         """What the judge reads off reconstructions of test scenes."""
-        rng = np.random.default_rng(17)
-        scenes = [sample_scene(rng, "test" if i % 2 else "held_out") for i in range(GATE_SCENES)]
-        readings = Judge().read_many(list(self.reconstruct(scenes)))
-        right = total = scenes_right = 0
-        by_attribute = {"shape": 0, "color": 0, "size": 0}
-        for scene, reading in zip(scenes, readings, strict=True):
-            scenes_right += reading.scene == scene
-            cells = {cell.place: cell for cell in reading.cells}
-            for thing in scene.objects:
-                total += 1
-                same = {
-                    name: getattr(cells[thing.place], name) == getattr(thing, name) for name in by_attribute
-                }
-                right += all(same.values())
-                for name, is_same in same.items():
-                    by_attribute[name] += is_same
-        metrics = {name: value / total for name, value in by_attribute.items()}
-        metrics |= {"object": right / total, "scene": scenes_right / len(scenes)}
+        scenes = gate_scenes(GATE_SCENES)
+        metrics = read_back(scenes, self.reconstruct(scenes))
         passed = metrics["object"] >= self._config.gate_accuracy
         message = (
             f"the judge reads {metrics['object']:.3f} of objects and {metrics['scene']:.3f} of scenes right "
