@@ -37,6 +37,10 @@ def build_objective(config: RunConfig, out_dir: Path) -> Objective:
             from dreamllm.train.objectives.stable_diffusion import StableDiffusionObjective
 
             return StableDiffusionObjective(chosen, steps=config.steps, seed=seed)
+        case configs.JamObjectiveConfig():
+            from dreamllm.train.objectives.jam import JamObjective
+
+            return JamObjective(chosen, steps=config.steps, seed=seed)
         case configs.DreamLLMObjectiveConfig():
             from dreamllm.train.objectives.dreamllm import DreamLLMObjective
 

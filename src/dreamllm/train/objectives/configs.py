@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 from dreamllm.checkpoint.parts_config import PartsConfig
+from dreamllm.data.retrieval_config import RetrievalConfig
 from dreamllm.data.sources import PhaseConfig
 from dreamllm.errors import ConfigError
+from dreamllm.fusion.config import FusionConfig
 from dreamllm.models.trainable import Trainable
+from dreamllm.sequence.cm3 import Cm3Config
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,8 +122,8 @@ class ImageTokenizerObjectiveConfig:
     latent_channels: int = 64
     norm_groups: int = 4
     quantizer: Literal["ema", "fsq"] = "ema"
-    """`ema`: a codebook of moving averages (van den Oord et al. 2017, arXiv:1711.00937, appendix A.1), codes
-    that died started again. `fsq`: a fixed grid (Mentzer et al. 2023, arXiv:2309.15505), stored as a codebook."""
+    """`ema`: a codebook of moving averages (arXiv:1711.00937, appendix A.1), codes that died started again.
+    `fsq`: a fixed grid (arXiv:2309.15505), stored as a codebook."""
     num_codes: int = 512
     """Codes of an `ema` codebook."""
     code_width: int = 16
@@ -147,8 +150,8 @@ class ImageTokenizerObjectiveConfig:
         factor = 2 ** (len(self.block_out_channels) - 1)
         if self.picture_px % factor:
             raise ConfigError(
-                f"picture_px is {self.picture_px}, which the factor {factor} of {len(self.block_out_channels)} "
-                "levels does not divide; choose a multiple of it"
+                f"picture_px is {self.picture_px}, which {factor}, the factor of "
+                f"{len(self.block_out_channels)} levels, does not divide; choose a multiple of it"
             )
         if self.quantizer == "fsq" and (not self.fsq_levels or min(self.fsq_levels) < 2):
             raise ConfigError(f"fsq_levels is {self.fsq_levels}; expected two or more values for each number")
@@ -278,6 +281,18 @@ class JamParentConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class FuseConfig:
+    """Two parents that a run begins by fusing, as `dreamllm fuse` does."""
+
+    text_model: Path
+    """Folder of the text parent."""
+    image_model: Path
+    """Folder of the image parent, which brings the image tokenizer."""
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    """How."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class JamObjectiveConfig:
     """A run of JAM: next-token loss over words and picture codes, on documents."""
 
@@ -286,7 +301,7 @@ class JamObjectiveConfig:
     """A JAM to go on from: a parent, a fused model, or a stage before."""
     parent: JamParentConfig | None = None
     """A new parent instead."""
-    # TODO fuse: FuseConfig | None = None
+    fuse: FuseConfig | None = None
     """Two parents to fuse instead."""
     phases: tuple[PhaseConfig, ...] = field(default=())
     documents_per_step: int = 16
@@ -296,11 +311,11 @@ class JamObjectiveConfig:
     gradient_checkpointing: bool = False
     learn: Literal["marked", "all"] = "all"
     """Which tokens are labels: those the documents mark, or every one, as in pre-training with CM3."""
-    # TODO cm3: Cm3Config | None = None
+    cm3: Cm3Config | None = None
     """Spans move to the end of their document (CM3, arXiv:2201.07520); none is plain causal."""
     mask_prompt: float = 0.0
     """Share of pictures drawn from a text that are learned with `<mask>` in its place, for guidance."""
-    # TODO retrieval: RetrievalConfig | None = None
+    retrieval: RetrievalConfig | None = None
     """Retrieved documents before each document (CM3Leon, arXiv:2309.02591); none lays nothing before."""
     text_weight: float = 1.0
     """Of the mean loss of a word."""
@@ -322,11 +337,11 @@ class JamObjectiveConfig:
     """How the gate asks for pictures: by a caption alone, or as a user does."""
 
     def __post_init__(self) -> None:
-        given = [name for name in ("model", "parent") if getattr(self, name) is not None]
+        given = [name for name in ("model", "parent", "fuse") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ConfigError(
-                f"{' and '.join(given) or 'nothing'} is given; expected one of `model` (a JAM to go on from), "
-                "`parent` (a new one) and `fuse` (two parents); keep one of them"
+                f"{' and '.join(given) or 'nothing'} is given; expected one of `model` (a JAM to go on "
+                "from), `parent` (a new one) and `fuse` (two parents); keep one of them"
             )
         scales = (self.text_tower_lr_scale, self.image_tower_lr_scale)
         if min(scales) < 0:

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from dreamllm.losses.total import Term
