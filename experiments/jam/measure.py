@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
 from dreamllm.document.document import Document, Image, Text
 from dreamllm.eval.tasks.perplexity import token_losses
 from dreamllm.generate.codes import CodeGenerator

@@ -1,9 +1,9 @@
-"""Train and measure every arm of the experiments, one folder an arm and seed; run again to go on.
+"""Train and measure every arm of `arms.py`, one folder an arm and seed; run again to go on.
 
-    python experiments/jam/run.py runs/jam --out runs/jam-experiments [--arms 'C1*' --seeds 0 1 2 --shard 0/2]
+    python experiments/jam/run.py runs/jam --out runs/jam-experiments [--arms 'C1*' --shard 0/2]
 
-An arm is a line of `arms.yaml`: the recipe it trains by, and what is changed in it. It is measured before its
-first step and after its last, and `result.json` keeps every document's loss, so that `report.py` can pair them.
+An arm is measured before its first step and after its last, and `result.json` keeps every document's loss, so
+that `report.py` can pair them.
 """
 
 import argparse
@@ -11,11 +11,11 @@ import fnmatch
 import json
 import logging
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
-import yaml
+from arms import ARMS, PREPARED, Arm
 from measure import measure
 
 from dreamllm.config import load_config
@@ -28,55 +28,64 @@ from dreamllm.train.objectives.jam import JamObjective
 from dreamllm.train.run_config import RunConfig
 
 HERE = Path(__file__).parent
-logger = logging.getLogger("experiments.jam")
+logger = logging.getLogger("dreamllm.experiments")
 
 
-@dataclass(frozen=True, slots=True)
-class Arm:
-    """One line of `arms.yaml`."""
-
-    name: str
-    recipe: str
-    changes: tuple[str, ...]
-    seeds: tuple[int, ...]
-
-
-def read_arms(path: Path) -> list[Arm]:
-    """The arms in their order."""
-    return [
-        Arm(name, entry["recipe"], tuple(entry.get("changes", ())), tuple(entry.get("seeds", (0,))))
-        for name, entry in yaml.safe_load(path.read_text(encoding="utf-8")).items()
-    ]
+def prepare(parents: Path, out: Path) -> None:
+    """Train what arms start from, where it is not there yet."""
+    for name, arm in PREPARED.items():
+        folder = out / "prepared" / name
+        if not (folder / "model").is_dir():
+            config = _config(arm, arm.changes, parents, out)
+            train(config, build_objective(config, folder), folder)
 
 
-def run_arm(arm: Arm, seed: int, parents: Path, out: Path) -> None:
+def run_arm(name: str, seed: int, parents: Path, out: Path) -> None:
     """Train an arm and write `result.json`."""
-    folder = out / arm.name / f"seed-{seed}"
-    result = folder / "result.json"
-    if result.is_file():
+    arm = ARMS[name]
+    folder = out / "arms" / name.replace(" ", "-").replace(",", "").replace("%", "percent") / f"seed-{seed}"
+    if (folder / "result.json").is_file():
         return
-    changes = [change.replace("PARENTS", str(parents.resolve())) for change in arm.changes]
-    config = load_config(RunConfig, HERE / arm.recipe, [*changes, f"seed={seed}"])
+    config = _config(arm, (*arm.changes, f"seed={seed}"), parents, out)
     objective = build_objective(config, folder)
     assert isinstance(objective, JamObjective)
     start = _measured(objective)
     began = time.perf_counter()
     train(config, objective, folder)
     seconds = time.perf_counter() - began
-    end = _measured(objective)
-    language_model = objective.module.language_model
+    parameters = list(objective.module.language_model.parameters())
     record = {
-        "arm": arm.name,
+        "arm": name,
         "seed": seed,
-        "parameters": sum(p.numel() for p in language_model.parameters()),
-        "trained_parameters": sum(p.numel() for p in language_model.parameters() if p.requires_grad),
-        "seconds": seconds,
+        "parameters": sum(p.numel() for p in parameters),
+        "trained_parameters": sum(p.numel() for p in parameters if p.requires_grad),
         "steps": config.steps,
+        "seconds": seconds,
         "start": start,
-        "end": end,
+        "end": _measured(objective),
     }
-    write_bytes(result, json.dumps(record).encode())
-    logger.info("%s, seed %d: %.0f s", arm.name, seed, seconds)
+    write_bytes(folder / "result.json", json.dumps(record).encode())
+    logger.info("%s, seed %d: %.0f s", name, seed, seconds)
+
+
+def _config(arm: Arm, changes: tuple[str, ...], parents: Path, out: Path) -> RunConfig:
+    """The recipe of an arm with its changes; folders are absolute."""
+    recipe = load_text(HERE / arm.recipe, parents, out)
+    placed = out / "recipes" / arm.recipe
+    placed.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(placed, recipe.encode())
+    return load_config(RunConfig, placed, [_placed(change, parents, out) for change in changes])
+
+
+def load_text(path: Path, parents: Path, out: Path) -> str:
+    """A recipe with its folders put in."""
+    return _placed(path.read_text(encoding="utf-8"), parents, out)
+
+
+def _placed(text: str, parents: Path, out: Path) -> str:
+    return text.replace("PARENTS", str(parents.resolve())).replace(
+        "PREPARED", str(out.resolve() / "prepared")
+    )
 
 
 def _measured(objective: JamObjective) -> dict[str, object]:
@@ -89,20 +98,27 @@ def _measured(objective: JamObjective) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("parents", type=Path, help="folder of the family jam-tiny")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--arms", default="*", help="names to run, with wildcards")
-    parser.add_argument("--shard", default="0/1", help="the n-th of m equal parts, to run side by side")
+    parser.add_argument("--shard", default="0/1", help="the n-th of m parts, to run side by side")
     options = parser.parse_args()
     configure_logging()
-    logger.setLevel(logging.INFO)
     torch.set_num_threads(1)
     number, parts = (int(value) for value in options.shard.split("/"))
-    chosen = [arm for arm in read_arms(HERE / "arms.yaml") if fnmatch.fnmatch(arm.name, options.arms)]
-    jobs = [(arm, seed) for seed in range(10) for arm in chosen if seed in arm.seeds]
-    for arm, seed in jobs[number::parts]:
-        run_arm(arm, seed, options.parents, options.out)
+    if number == 0:
+        prepare(options.parents, options.out)
+    jobs = [
+        (name, seed)
+        for seed in range(3)
+        for name, arm in ARMS.items()
+        if seed in arm.seeds and fnmatch.fnmatch(name, options.arms)
+    ]
+    for name, seed in jobs[number::parts]:
+        run_arm(name, seed, options.parents, options.out)
 
 
 if __name__ == "__main__":

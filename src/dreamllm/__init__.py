@@ -21,9 +21,10 @@ if TYPE_CHECKING:
         TextDelta,
         fold,
     )
-    from dreamllm.generate.pipeline import DreamLLM
+    from dreamllm.generate.pipeline import JAM, DreamLLM, load
 
 __all__ = [
+    "JAM",
     "Document",
     "DreamLLM",
     "DreamLLMError",
@@ -37,9 +38,11 @@ __all__ = [
     "TextDelta",
     "__version__",
     "fold",
+    "load",
 ]
 
 _HOMES = {
+    "JAM": "dreamllm.generate.pipeline",
     "Document": "dreamllm.document.document",
     "DreamLLM": "dreamllm.generate.pipeline",
     "Event": "dreamllm.document.events",
@@ -51,6 +54,7 @@ _HOMES = {
     "Text": "dreamllm.document.document",
     "TextDelta": "dreamllm.document.events",
     "fold": "dreamllm.document.events",
+    "load": "dreamllm.generate.pipeline",
 }
 """The module in which each lazily loaded name is defined."""
 

@@ -20,7 +20,8 @@ from dreamllm.checkpoint.card import (
     stage_of,
     write_card,
 )
-from dreamllm.checkpoint.pretrained import PartSource, save_model
+from dreamllm.checkpoint.model_folder import PartSource
+from dreamllm.checkpoint.pretrained import save_model
 from dreamllm.config import load_config, to_dict, to_yaml
 from dreamllm.errors import CheckpointError
 from dreamllm.eval.runner import Evaluation

@@ -12,7 +12,8 @@ from tests.models.tiny import BRACKETS, STORY, batch_of, dreamllm, llama, qwen3
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, CLIPVisionModel
 
-from dreamllm.checkpoint.pretrained import load_model, read_index, read_transforms, save_model
+from dreamllm.checkpoint.model_folder import read_transforms
+from dreamllm.checkpoint.pretrained import load_model, read_index, save_model
 from dreamllm.errors import CheckpointError
 from dreamllm.models.freezing import Trainable, apply_trainable
 from dreamllm.models.quantization import quantize_linears

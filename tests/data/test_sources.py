@@ -13,6 +13,7 @@ from dreamllm.data.sources import (
 from dreamllm.document.document import Document, Text
 from dreamllm.document.jsonl import FaultError, write_documents
 from dreamllm.errors import ConfigError
+from dreamllm.world.nouns import UNTAUGHT
 from dreamllm.world.scene import Scene
 from dreamllm.world.splits import Split, split_of
 
@@ -141,3 +142,13 @@ def test_a_config_builds_the_source_of_its_kind(twelve: Path) -> None:
 
     assert isinstance(world, WorldSource)
     assert isinstance(file, JsonlSource)
+
+
+def test_untaught_nouns_are_never_drawn_in_training_and_may_be_explained_alone() -> None:
+    with pytest.raises(ConfigError, match=r"draw_noun with nouns 'untaught' and split 'train'; expected"):
+        WorldSourceConfig(documents={"draw_noun": 1.0}, nouns="untaught")
+
+    source = WorldSource(WorldSourceConfig(documents={"ask_noun": 1.0}, nouns="untaught"), 0)
+
+    named = {name for index in range(20) for name in source[index].metadata["nouns"]}
+    assert named == {noun.name for noun in UNTAUGHT}

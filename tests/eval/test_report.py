@@ -128,5 +128,7 @@ def test_the_verb_evaluates_a_model_folder_beside_its_baseline(
 def test_the_verb_names_an_unknown_task_before_it_loads_anything(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["eval", str(tmp_path / "nothing"), "--tasks", "poetry"]) == 2
+    (tmp_path / "model_index.json").write_text('{"model_class": "DreamLLM", "format_version": 1}')
+
+    assert main(["eval", str(tmp_path), "--tasks", "poetry"]) == 2
     assert "tasks poetry cannot be run" in capsys.readouterr().err

@@ -7,7 +7,8 @@ from PIL import Image as PILImage
 from tests.checkpoint.tiny_hub import TOKEN, tiny_hub
 
 from dreamllm.checkpoint.card import Stage
-from dreamllm.checkpoint.pretrained import PartSource, read_index
+from dreamllm.checkpoint.model_folder import PartSource
+from dreamllm.checkpoint.pretrained import read_index
 from dreamllm.document.document import Document, Image, Text
 from dreamllm.document.events import fold
 from dreamllm.errors import CheckpointError, ConfigError, DocumentError

@@ -117,3 +117,31 @@ def test_the_error_names_the_sentence() -> None:
 )
 def test_a_picture_belongs_after_a_sentence_that_shows_something_new(sentence: str, shows: bool) -> None:
     assert shows_something(sentence) is shows
+
+
+@pytest.mark.parametrize(
+    ("text", "thing"),
+    [
+        ("A zorp is a large red circle.", ObjectFacts("circle", "red", "large")),
+        ("A zorp is a small blue star.", ObjectFacts("star", "blue", "small")),  # what is said, though wrong
+        ("A large red circle is called a zorp.", ObjectFacts("circle", "red", "large")),
+        ("Zorps are large red crosses.", ObjectFacts("cross", "red", "large")),
+        ("Zorps are red.", ObjectFacts(color="red")),
+        ("Zorps are large.", ObjectFacts(size="large")),
+        ("Zorps are circles.", ObjectFacts(shape="circle")),
+        ("The color of an olun is cyan.", ObjectFacts(color="cyan")),
+        ("The size of an olun is large.", ObjectFacts(size="large")),
+        ("The shape of an olun is a triangle.", ObjectFacts(shape="triangle")),
+    ],
+)
+def test_what_a_noun_is_said_to_mean_is_read_and_shows_nothing(text: str, thing: ObjectFacts) -> None:
+    assert read_text(text) == Facts((thing,))
+    assert not shows_something(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["A blorp is a large red circle.", "Draw a blorp.", "A zorp is large.", "Zorps."]
+)
+def test_words_that_mean_nothing_are_errors(text: str) -> None:
+    with pytest.raises(GrammarError):
+        read_text(text)

@@ -7,19 +7,19 @@ from PIL import Image as PILImage
 
 from dreamllm.cli import main
 from dreamllm.document.jsonl import read_documents
-from dreamllm.world.documents import DOCUMENT_KINDS
+from dreamllm.world.documents import ALL_DOCUMENT_KINDS
 from dreamllm.world.sample import KIND_NOTES, describe_world, write_sample
 from dreamllm.world.sheet import RIGHT, WRONG, SheetRow, draw_sheet
 
 
 def test_a_sample_holds_a_document_of_every_kind(tmp_path: Path) -> None:
-    paths = write_sample(tmp_path / "world", num=len(DOCUMENT_KINDS))
+    paths = write_sample(tmp_path / "world", num=len(ALL_DOCUMENT_KINDS))
 
     assert [path.name for path in paths] == ["index.html", "pictures.png", "documents.jsonl", "README.txt"]
     documents = read_documents(paths[2])
-    assert [document.metadata["kind"] for document in documents] == list(DOCUMENT_KINDS)
+    assert [document.metadata["kind"] for document in documents] == list(ALL_DOCUMENT_KINDS)
     page = paths[0].read_text(encoding="utf-8")
-    assert page.count("<article") == len(DOCUMENT_KINDS)
+    assert page.count("<article") == len(ALL_DOCUMENT_KINDS)
     with PILImage.open(paths[1]) as sheet:
         assert sheet.size[0] > 800
 
@@ -37,7 +37,7 @@ def test_the_same_seed_gives_the_same_folder(tmp_path: Path) -> None:
 def test_the_description_names_kinds_chances_held_out_pairs_and_the_judge() -> None:
     text = describe_world()
 
-    assert all(f"  {kind}: {KIND_NOTES[kind]}" in text for kind in DOCUMENT_KINDS)
+    assert all(f"  {kind}: {KIND_NOTES[kind]}" in text for kind in ALL_DOCUMENT_KINDS)
     assert "relation: yes, no; 5" in text  # about half
     assert "purple circle" in text
     assert "reads 100.0 % of 500 true pictures" in text

@@ -7,7 +7,7 @@ calls "not stated"; it guesses nothing.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,13 +17,25 @@ from huggingface_hub import ModelCardData, metadata_load
 from safetensors import SafetensorError, safe_open
 
 from dreamllm.checkpoint.hub import split_hub_id
+from dreamllm.checkpoint.model_folder import (
+    Family,
+    PartSource,
+    family_of,
+    read_model_index,
+    read_sources,
+    read_transforms,
+)
 from dreamllm.checkpoint.parts import damaged, read_json
-from dreamllm.checkpoint.pretrained import ModelIndex, PartSource, read_index, read_transforms
 from dreamllm.document.atomic import write_bytes
 from dreamllm.errors import CheckpointError
+from dreamllm.models.dreamllm import DreamLLMConfig
+from dreamllm.models.jam import JAMConfig
 
 _TEMPLATE: Final = Path(__file__).with_name("model_card.md.jinja")
 _CONNECTORS: Final = "connectors"
+_IMAGE_TOKENIZER: Final = "image_tokenizer"
+PARENTS: Final = ("text_model", "image_model")
+"""The sources of a language model that was fused."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,9 +103,16 @@ class CardFacts:
     location: str
     """What `from_pretrained` takes: a hub id, or a path."""
     parts: tuple[Part, ...]
-    num_dream_queries: int
-    read_px: int
-    drawn_px: int
+    family: Family = "DreamLLM"
+    num_dream_queries: int = 0
+    num_codes: int = 0
+    """Picture codes of a JAM."""
+    codes_per_picture: int = 0
+    read_px: int | None = None
+    """None for a model that knows words alone."""
+    drawn_px: int | None = None
+    parents: tuple[PartSource, ...] = ()
+    """Of a fused language model."""
     stages: tuple[Stage, ...] = ()
     reports: tuple[Report, ...] = ()
 
@@ -111,16 +130,18 @@ class CardFacts:
     @property
     def base_models(self) -> list[str]:
         """The hub ids among the sources."""
-        sources = [part.source.source for part in self.parts if part.source is not None]
+        sources = [each.source for each in self.parents]
+        sources += [part.source.source for part in self.parts if part.source is not None]
         return [source for source in dict.fromkeys(sources) if split_hub_id(source)]
 
 
 def model_card(facts: CardFacts) -> str:
     """The card as Markdown, with its metadata as YAML in front."""
+    task = "any-to-any" if facts.drawn_px else "text-generation"
     metadata = ModelCardData(
         library_name="dreamllm",
-        pipeline_tag="any-to-any",
-        tags=["any-to-any", "dreamllm", "interleaved-generation"],
+        pipeline_tag=task,
+        tags=[task, facts.family.lower(), *(["interleaved-generation"] if facts.drawn_px else [])],
         base_model=facts.base_models or None,
         license=facts.license,
     )
@@ -149,24 +170,56 @@ def facts_of(
     Raises:
         CheckpointError: the folder is no model folder, or a file in it is damaged.
     """
-    index = read_index(folder)
-    transforms = read_transforms(folder)
+    read = _jam_facts if family_of(folder) == "JAM" else _dreamllm_facts
+    facts = read(folder, stages)
+    location = location or f"./{folder.resolve().name}"
+    return replace(facts, location=location, stages=tuple(stages), reports=tuple(reports))
+
+
+def _dreamllm_facts(folder: Path, stages: Sequence[Stage]) -> CardFacts:
+    config = read_model_index(folder, DreamLLMConfig).config
+    transforms, sources = read_transforms(folder), read_sources(folder)
     denoiser = "unet" if (folder / "image_decoder" / "unet").is_dir() else "transformer"
-    names = (
-        "language_model",
-        "vision_encoder",
-        _CONNECTORS,
-        f"image_decoder/{denoiser}",
-        "image_decoder/vae",
+    names = ("language_model", "vision_encoder", f"image_decoder/{denoiser}", "image_decoder/vae")
+    language_model, vision_encoder, *decoder = (_stock_part(folder, n, sources, stages) for n in names)
+    connectors = Part(
+        name=_CONNECTORS,
+        class_name=f"{config.num_dream_queries} dream queries, {config.visual_projector} visual projector, "
+        f"{config.condition_projector} condition projector",
+        num_parameters=_size(folder / _CONNECTORS),
+        source=sources.get(_CONNECTORS),
+        training=_training(_CONNECTORS, stages),
     )
     return CardFacts(
-        location=location or f"./{folder.resolve().name}",
-        parts=tuple(_part(folder, name, index, stages) for name in names),
-        num_dream_queries=index.config.num_dream_queries,
+        location="",
+        parts=(language_model, vision_encoder, connectors, *decoder),
+        num_dream_queries=config.num_dream_queries,
         read_px=transforms["vision"]["image_px"],
         drawn_px=transforms["target"]["image_px"],
-        stages=tuple(stages),
-        reports=tuple(reports),
+    )
+
+
+def _jam_facts(folder: Path, stages: Sequence[Stage]) -> CardFacts:
+    config, sources = read_model_index(folder, JAMConfig).config, read_sources(folder)
+    parents = tuple(sources[name] for name in PARENTS if name in sources)
+    if parents:
+        licenses = {parent.license for parent in parents}
+        sources["language_model"] = PartSource(
+            source=" and ".join(parent.source for parent in parents),
+            license=licenses.pop() if len(licenses) == 1 else None,
+        )
+    has_pictures = (folder / _IMAGE_TOKENIZER).is_dir()
+    names = ("language_model", *((_IMAGE_TOKENIZER,) if has_pictures else ()))
+    picture_px = read_transforms(folder)["target"]["image_px"] if has_pictures else None
+    return CardFacts(
+        location="",
+        family="JAM",
+        parts=tuple(_stock_part(folder, name, sources, stages) for name in names),
+        num_codes=config.num_codes,
+        codes_per_picture=config.codes_per_picture,
+        read_px=picture_px,
+        drawn_px=picture_px,
+        parents=parents,
     )
 
 
@@ -174,18 +227,23 @@ def stage_of(config: Mapping[str, Any]) -> Stage:
     """The stage that a run was, from what its `config.yaml` holds.
 
     Raises:
-        CheckpointError: the run is none of DreamLLM.
+        CheckpointError: the run is none of DreamLLM or JAM.
     """
     objective = config["objective"]
-    if objective["kind"] != "dreamllm":
+    if objective["kind"] == "dreamllm":
+        trained = tuple(group for group, trains in objective["train"].items() if trains)
+    elif objective["kind"] == "jam":
+        towers = [name for name in ("text_tower", "image_tower") if objective[f"{name}_lr_scale"] == 0]
+        trained = ("language_model", *(f"{name} frozen" for name in towers))
+    else:
         raise CheckpointError(
-            f"{config['name']} is a run of kind {objective['kind']!r}, which is no stage of DreamLLM; "
-            "give the config of a run of kind 'dreamllm'"
+            f"{config['name']} is a run of kind {objective['kind']!r}, which is no stage of DreamLLM or JAM; "
+            "give the config of a run of kind 'dreamllm' or 'jam'"
         )
     return Stage(
         name=config["name"],
         steps=config["steps"],
-        trained=tuple(group for group, trains in objective["train"].items() if trains),
+        trained=trained,
         documents=tuple(_phase(phase) for phase in objective["phases"]),
     )
 
@@ -193,14 +251,15 @@ def stage_of(config: Mapping[str, Any]) -> Stage:
 def report_of(results: Mapping[str, Any]) -> Report:
     """The report that an evaluation wrote as `results.json`."""
     judge = results["judge"]
+    drawn_by = {"DreamLLM": "image_temperature"}.get(results.get("kind", "DreamLLM"), "num_inference_steps")
     flags = {
-        **results["options"],
+        **{key: value for key, value in results["options"].items() if key != drawn_by},
         "judge": f"{judge['accuracy']:.1%} of {judge['n']} true renders",
         **results["versions"],
     }
     return Report(
         flags=f"With {', '.join(f'{key} {value}' for key, value in flags.items())}. "
-        "Scores are in percent, with 95 % intervals in brackets.",
+        "Scores are in percent but for perplexities, with 95 % intervals in brackets.",
         tables=tuple(_table(table) for task in results["tasks"].values() for table in task["tables"]),
     )
 
@@ -229,20 +288,13 @@ def license_of(folder: Path) -> str | None:
     return None
 
 
-def _part(folder: Path, name: str, index: ModelIndex, stages: Sequence[Stage]) -> Part:
+def _stock_part(folder: Path, name: str, sources: Mapping[str, PartSource], stages: Sequence[Stage]) -> Part:
     config = read_json(folder / name / "config.json")
-    if name == _CONNECTORS:
-        class_name = (
-            f"{index.config.num_dream_queries} dream queries, {index.config.visual_projector} visual "
-            f"projector, {index.config.condition_projector} condition projector"
-        )
-    else:
-        class_name = config["_class_name"] if "_class_name" in config else config["architectures"][0]
     return Part(
         name=name,
-        class_name=class_name,
-        num_parameters=sum(map(_num_parameters, (folder / name).glob("*.safetensors"))),
-        source=index.sources.get(name.partition("/")[0]),
+        class_name=config["_class_name"] if "_class_name" in config else config["architectures"][0],
+        num_parameters=_size(folder / name),
+        source=sources.get(name.partition("/")[0]),
         training=_training(name, stages),
     )
 
@@ -256,6 +308,11 @@ def _training(name: str, stages: Sequence[Stage]) -> str | None:
     }.get(name, set())
     trained = [stage.name for stage in stages if groups & set(stage.trained)]
     return f"trained in {', '.join(trained)}" if trained else "frozen"
+
+
+def _size(folder: Path) -> int:
+    """Numbers stored in a folder."""
+    return sum(map(_num_parameters, folder.glob("*.safetensors")))
 
 
 def _num_parameters(file: Path) -> int:
@@ -298,18 +355,19 @@ def _documents(source: Mapping[str, Any]) -> str:
 def _table(table: Mapping[str, Any]) -> ReportTable:
     rows: Mapping[str, Mapping[str, Any]] = table["rows"]
     columns = tuple(dict.fromkeys(column for row in rows.values() for column in row))
+    unit = table.get("unit", "share")
     return ReportTable(
         title=table["title"],
         columns=columns,
         rows=tuple(
-            ReportRow(label=label, cells=tuple(_cell(row.get(column)) for column in columns))
+            ReportRow(label=label, cells=tuple(_cell(row.get(column), unit) for column in columns))
             for label, row in rows.items()
         ),
         note=table["note"],
     )
 
 
-def _cell(score: Mapping[str, Any] | float | None) -> str:
+def _cell(score: Mapping[str, Any] | float | None, unit: str) -> str:
     """A score with its interval, or the bare share that chance would reach."""
     if score is None:
         return ""
@@ -317,5 +375,7 @@ def _cell(score: Mapping[str, Any] | float | None) -> str:
         return f"{100 * score:.1f}"
     if score["value"] is None:
         return "nothing to score"
+    if unit == "number":
+        return f"{score['value']:.4g} [{score['low']:.4g}, {score['high']:.4g}] n={score['n']}"
     interval = f"[{100 * score['low']:.0f}, {100 * score['high']:.0f}]"
     return f"{100 * score['value']:.1f} {interval} n={score['n']}"

@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from dreamllm.checkpoint.card import license_of
 from dreamllm.checkpoint.hub import resolve_source, split_hub_id
+from dreamllm.checkpoint.model_folder import PartSource
 from dreamllm.checkpoint.parts import (
     load_image_decoder,
     load_language_model,
@@ -21,7 +22,6 @@ from dreamllm.checkpoint.parts import (
     read_json,
 )
 from dreamllm.checkpoint.parts_config import PartsConfig
-from dreamllm.checkpoint.pretrained import PartSource
 from dreamllm.data.transforms import TargetTransform, VisionTransform
 from dreamllm.errors import ConfigError
 from dreamllm.models.decoders.image_decoder import ImageDecoder

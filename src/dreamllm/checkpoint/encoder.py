@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dreamllm.checkpoint.pretrained import read_transforms
+from dreamllm.checkpoint.model_folder import read_transforms
 from dreamllm.data.transforms import TargetTransform, VisionTransform
 from dreamllm.errors import CheckpointError
 from dreamllm.models.dreamllm import DreamLLM

@@ -15,6 +15,7 @@ from pickle import UnpicklingError
 from typing import Any, Final
 
 import torch
+from diffusers import VQModel
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -22,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 from dreamllm.errors import CheckpointError, ConfigError
 from dreamllm.models.decoders.image_decoder import ImageDecoder
 from dreamllm.models.decoders.kinds import decoder_class
+from dreamllm.models.image_tokenizer import ImageTokenizer
 from dreamllm.models.vision_encoder import VISION_CLASSES
 
 _OTHER_TOWER: Final = ("text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias")
@@ -98,6 +100,17 @@ def load_image_decoder(
     }
     denoiser = _load(kind.denoiser_class, found[0], **options)
     return kind(denoiser, _load(kind.vae_class, folder / "vae", **options), scheduler)
+
+
+def load_image_tokenizer(folder: Path, *, dtype: torch.dtype | None = None) -> ImageTokenizer:
+    """The image tokenizer of a folder that diffusers wrote of a `VQModel`; errors as above, also for a
+    codebook that holds anything but finite numbers."""
+    stored = dtype or _stored_dtype(folder_of_part(folder))
+    vq_model = _load(VQModel, folder, torch_dtype=stored, low_cpu_mem_usage=False, use_safetensors=True)
+    try:
+        return ImageTokenizer(vq_model)
+    except ConfigError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
 
 
 def _stored_dtype(folder: Path) -> torch.dtype:

@@ -20,6 +20,7 @@ VERBS = {
     "demo": "show what the shipped model can do, on one page, in under a minute",
     "eval": "measure what a model can do: answers, captions, pictures, illustrated documents",
     "compose": "make a new model of a language model, a vision encoder and an image decoder",
+    "fuse": "make one JAM of a text parent and an image parent",
     "plan": "what a recipe needs: parameters, memory per GPU, tokens and steps, before anything is trained",
     "import": "turn an official DreamLLM checkpoint into a model folder",
     "export": "turn a model folder into an official DreamLLM checkpoint",

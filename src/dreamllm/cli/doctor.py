@@ -24,7 +24,9 @@ from dreamllm.errors import DreamLLMError
 
 if TYPE_CHECKING:
     from dreamllm.models.dreamllm import DreamLLM
+    from dreamllm.models.jam import JAM
     from dreamllm.sequence.encode import SequenceEncoder
+    from dreamllm.sequence.encode_codes import CodeSequenceEncoder
 
 IMPORT_TIMEOUT_S = 120
 MODEL_PARTS = (
@@ -36,9 +38,13 @@ MODEL_PARTS = (
     "image_decoder/vae",
     "image_decoder/scheduler",
 )
-"""The folders of a model, as `checkpoint/pretrained.py` writes them; named again here to do without torch."""
+"""The folders of a DreamLLM, as `checkpoint/pretrained.py` writes them; named again to do without torch."""
 DENOISERS = ("image_decoder/unet", "image_decoder/transformer")
-"""Of which a model has one."""
+"""Of which a DreamLLM has one."""
+JAM_PARTS = ("language_model", "tokenizer")
+"""The folders of a JAM, as `checkpoint/jam.py` writes them."""
+JAM_PICTURE_PARTS = ("image_tokenizer", "image_processor")
+"""Of which a JAM has both, or none if it knows words alone."""
 _STYLES = {"ok": "green", "note": "yellow", "broken": "red"}
 
 
@@ -198,11 +204,7 @@ def check_model_folder(folder: Path) -> Iterator[Finding]:
         return
     json_files = sorted(folder.rglob("*.json"))
     tensor_files = sorted(folder.rglob("*.safetensors"))
-    faults = [f"{folder / part} is missing" for part in MODEL_PARTS if not (folder / part).is_dir()]
-    if not any((folder / part).is_dir() for part in DENOISERS):
-        faults.append(f"{folder / DENOISERS[0]} is missing, and so is transformer")
-    if not (folder / "model_index.json").is_file():
-        faults = [f"{folder} has no model_index.json, so it is no model folder"]
+    faults = _missing_parts(folder)
     faults += [fault for file in json_files if (fault := _json_fault(file))]
     faults += [fault for file in tensor_files if (fault := _safetensors_fault(file))]
     for config in folder.rglob("config.json"):
@@ -216,16 +218,29 @@ def check_model_folder(folder: Path) -> Iterator[Finding]:
         yield Finding(state="ok", subject="model", seen=seen)
 
 
+def _missing_parts(folder: Path) -> list[str]:
+    """What a model of the folder's family has, and this one has not."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        return [f"{folder} has no model_index.json, so it is no model folder"]
+    content = {} if _json_fault(index) else json.loads(index.read_text(encoding="utf-8"))
+    if isinstance(content, dict) and content.get("model_class") == "JAM":
+        has_pictures = any((folder / part).is_dir() for part in JAM_PICTURE_PARTS)
+        needed: tuple[str, ...] = JAM_PARTS + (JAM_PICTURE_PARTS if has_pictures else ())
+        return [f"{folder / part} is missing" for part in needed if not (folder / part).is_dir()]
+    faults = [f"{folder / part} is missing" for part in MODEL_PARTS if not (folder / part).is_dir()]
+    if not any((folder / part).is_dir() for part in DENOISERS):
+        faults.append(f"{folder / DENOISERS[0]} is missing, and so is transformer")
+    return faults
+
+
 def check_model(folder: Path) -> Iterator[Finding]:
     """Whether a whole model folder is a model: it loads, its parts fit, and it computes what it did."""
     # late, so that a broken torch is a finding and no crash
-    from dreamllm.checkpoint.encoder import load_encoder
-    from dreamllm.checkpoint.pretrained import load_model
     from dreamllm.checkpoint.self_test import check_self_test
 
     try:
-        model = load_model(folder)
-        encoder = load_encoder(folder, model)
+        model, encoder = _load(folder)
         unfit = list(_misfits(model, encoder))
         yield from unfit
         faults = None if unfit else check_self_test(folder, model, encoder)
@@ -244,8 +259,27 @@ def check_model(folder: Path) -> Iterator[Finding]:
         yield Finding(state="broken", subject="self-test", seen=fault, cure=cure)
 
 
-def _misfits(model: "DreamLLM", encoder: "SequenceEncoder") -> Iterator[Finding]:
-    """Where tokenizer and picture transforms do not fit the model."""
+def _load(folder: Path) -> "tuple[DreamLLM, SequenceEncoder] | tuple[JAM, CodeSequenceEncoder]":
+    """The model of a folder and its encoder; raises DreamLLMError where it cannot be."""
+    from dreamllm.checkpoint.encoder import load_encoder
+    from dreamllm.checkpoint.jam import load_jam, load_jam_encoder
+    from dreamllm.checkpoint.model_folder import family_of
+    from dreamllm.checkpoint.pretrained import load_model
+
+    if family_of(folder) == "JAM":
+        jam = load_jam(folder)
+        return jam, load_jam_encoder(folder, jam)
+    model = load_model(folder)
+    return model, load_encoder(folder, model)
+
+
+def _misfits(model: "DreamLLM | JAM", encoder: "SequenceEncoder | CodeSequenceEncoder") -> Iterator[Finding]:
+    """Where tokenizer and picture transforms do not fit the model; a JAM that loads has none."""
+    from dreamllm.models.dreamllm import DreamLLM
+    from dreamllm.sequence.encode import SequenceEncoder
+
+    if not (isinstance(model, DreamLLM) and isinstance(encoder, SequenceEncoder)):
+        return
     rows = model.language_model.get_input_embeddings().num_embeddings
     if encoder.tokenizer.vocab_size > rows:
         seen = f"the tokenizer has {encoder.tokenizer.vocab_size} ids, the language model {rows} rows"

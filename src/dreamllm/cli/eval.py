@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from rich.console import Console
 
+from dreamllm.errors import ConfigError
+
 if TYPE_CHECKING:
     from dreamllm.eval.scores import TaskResult
+    from dreamllm.eval.subject import EvalOptions
 
 MIN_WIDTH = 118
 """Columns the widest table needs; a pipe or a file gets at least these."""
@@ -25,6 +28,7 @@ def run(
     quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     guidance_scale: float = 2.0,
     num_inference_steps: int | None = None,
+    image_temperature: float | None = None,
     device: str = "cpu",
 ) -> None:
     """Evaluate a model on the world benchmark: questions, captions, pictures, illustrated documents.
@@ -32,39 +36,52 @@ def run(
     Writes results.json, report.md, sheet.png and documents.html. The same seed gives the same scores.
 
     Args:
-        model: Folder of a saved model.
-        tasks: `world` for all, or some of vqa, captions, drawing, documents, deciding.
+        model: Folder of a saved model, a DreamLLM or a JAM.
+        tasks: `world` for all, or some of vqa, captions, drawing, documents, deciding and, for a JAM,
+            perplexity.
         num: Items a cell; 150 by default, 12 with --quick.
         seed: Seed of items and noise.
         out: Folder for the results.
         baseline: Folder of the Stable Diffusion to compare with, or none; MODEL/baseline if there is one.
         quick: Few items, fewer cells and 10 denoising steps: a first look in about 20 s on one core.
         guidance_scale: Classifier-free guidance of model and baseline.
-        num_inference_steps: Denoising steps of model and baseline; 20 by default, 10 with --quick.
+        num_inference_steps: Denoising steps of a DreamLLM and its baseline; 20 by default, 10 with --quick.
+        image_temperature: Of a JAM: 0 takes the likeliest picture code, 1 (the default) samples.
         device: Where to compute, such as cpu or cuda.
     """
-    # late, so that `--help` does not wait for torch
-    from dreamllm.eval.report import headline, write_report
-    from dreamllm.eval.runner import Evaluation, evaluate, load_subject, measure_judge, task_names
+    from dreamllm.eval.runner import kind_of, task_names  # late, so that `--help` does not wait for torch
     from dreamllm.eval.subject import EvalOptions
 
-    names = task_names(tasks)
+    kind = kind_of(model)
+    names = task_names(tasks, kind)
+    _check_drawing(kind, num_inference_steps=num_inference_steps, image_temperature=image_temperature)
     options = EvalOptions(
         num=num if num is not None else 12 if quick else 150,
         seed=seed,
         is_quick=quick,
         guidance_scale=guidance_scale,
         num_inference_steps=num_inference_steps if num_inference_steps is not None else 10 if quick else 20,
+        image_temperature=1.0 if image_temperature is None else image_temperature,
     )
-    beside = _baseline_folder(model, baseline)
-    subject = load_subject(model, baseline=beside, device=device)
+    _evaluate(model, _baseline_folder(model, baseline), options=options, names=names, device=device, out=out)
+
+
+def _evaluate(
+    model: Path, baseline: Path | None, *, options: "EvalOptions", names: list[str], device: str, out: Path
+) -> None:
+    """Load, measure and show, task by task, and write the report."""
+    from dreamllm.eval.report import headline, write_report
+    from dreamllm.eval.runner import Evaluation, evaluate, load_subject, measure_judge
+
+    subject = load_subject(model, baseline=baseline, device=device)
     accuracy, num_scenes = measure_judge(options)
     evaluation = Evaluation(
         model=str(model),
-        baseline=None if beside is None else str(beside),
+        baseline=None if baseline is None else str(baseline),
         options=options,
         judge=accuracy,
         num_judge_scenes=num_scenes,
+        kind=subject.kind,
     )
     (console := _console()).print("\n".join(headline(evaluation)), markup=False)
     for name, result, seconds in evaluate(subject, options, names):
@@ -72,6 +89,13 @@ def run(
         _show(console, name, result, seconds)
     paths = write_report(evaluation, out)
     console.print(f"Written to {out}: {', '.join(path.name for path in paths)}", markup=False)
+
+
+def _check_drawing(kind: str, **given: float | None) -> None:
+    """Refuse what only the other family of models draws by."""
+    foreign = "image_temperature" if kind == "DreamLLM" else "num_inference_steps"
+    if given[foreign] is not None:
+        raise ConfigError(f"{foreign} is {given[foreign]}, which a {kind} cannot obey; leave it out")
 
 
 def _show(console: Console, name: str, result: "TaskResult", seconds: float) -> None:

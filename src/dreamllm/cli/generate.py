@@ -13,10 +13,10 @@ from dreamllm.document.events import Event, Finished, ImageReady, ImageStarted, 
 from dreamllm.document.export import documents_to_html
 from dreamllm.document.jsonl import write_documents
 from dreamllm.errors import ConfigError
-from dreamllm.generate.options import GenerationOptions, Mode
+from dreamllm.generate.options import GenerationOptions
 
 if TYPE_CHECKING:
-    from dreamllm.generate.pipeline import DreamLLM
+    from dreamllm.generate.handle import Handle
 
 DEFAULTS = GenerationOptions()
 ONE, MANY = (".html", ".md", ".json"), (".html", ".jsonl")
@@ -31,53 +31,30 @@ def run(
     image: tuple[Path, ...] = (),
     prompts_file: Path | None = None,
     out: Path = Path("document.html"),
-    mode: Mode = DEFAULTS.mode,
-    seed: int = DEFAULTS.seed,
-    guidance_scale: float = DEFAULTS.guidance_scale,
-    num_inference_steps: int = DEFAULTS.num_inference_steps,
-    negative_prompt: str = DEFAULTS.negative_prompt,
-    max_new_tokens: int = DEFAULTS.max_new_tokens,
-    max_images: int = DEFAULTS.max_images,
-    temperature: float = DEFAULTS.temperature,
-    top_p: float = DEFAULTS.top_p,
+    options: Annotated[GenerationOptions, tyro.conf.arg(name="")] = DEFAULTS,
     quantize: Literal["int8", "float8", "nf4"] | None = None,
     offload: Literal["model", "layer"] | None = None,
 ) -> None:
     """Write an illustrated document that answers a prompt, and show it while it is written.
 
+    Options of denoising are for a DreamLLM and options of picture codes for a JAM; the other family refuses
+    them.
+
     Args:
         prompt: What the user says.
-        model: A model folder, or a model that ships with the package.
+        model: A model folder, a model that ships with the package, or a hub id.
         image: Pictures the user shows, before the words.
         prompts_file: A text file with one prompt a line instead of PROMPT; they are answered as one batch.
         out: Where it goes: .html, .md or .json; several documents go to .html or .jsonl.
-        mode: Words and pictures, words alone, or one picture and nothing else.
-        seed: The same seed gives the same document.
-        guidance_scale: How strongly a picture follows its text; 1 is no guidance.
-        num_inference_steps: Denoising steps a picture.
-        negative_prompt: What pictures should keep away from.
-        max_new_tokens: Longest text, in tokens.
-        max_images: Most pictures of a document.
-        temperature: 0 takes the likeliest token, 1 samples as the model was trained.
-        top_p: Samples from the likeliest tokens that reach this probability.
+        options: How documents are continued.
         quantize: Hold weights in 8 or 4 bits; needs `pip install 'dreamllm[quantize]'`.
-        offload: Let whole parts, or single layers, wait in the CPU's memory for their turn on the GPU.
+        offload: Of a DreamLLM: let whole parts, or single layers, wait in the CPU's memory for their turn on
+            the GPU.
     """
-    options = GenerationOptions(
-        mode=mode,
-        seed=seed,
-        guidance_scale=guidance_scale,
-        num_inference_steps=num_inference_steps,
-        negative_prompt=negative_prompt,
-        max_new_tokens=max_new_tokens,
-        max_images=max_images,
-        temperature=temperature,
-        top_p=top_p,
-    )
     prompts = _prompts(prompt, image, prompts_file, out)
-    from dreamllm.generate.pipeline import DreamLLM  # late, so that `--help` does not wait for torch
+    from dreamllm.generate.pipeline import load  # late, so that `--help` does not wait for torch
 
-    handle = DreamLLM.from_pretrained(model, quantize=quantize, offload=offload)
+    handle = load(model, quantize=quantize, offload=offload)
     if prompts_file is None:
         written = write_one(handle, prompts[0], options, sys.stdout).save(out)
     else:
@@ -85,7 +62,7 @@ def run(
     print(f"written to {written}")
 
 
-def write_one(model: "DreamLLM", prompt: Document, options: GenerationOptions, stream: TextIO) -> Document:
+def write_one(model: "Handle", prompt: Document, options: GenerationOptions, stream: TextIO) -> Document:
     """Continue a conversation and show every event on a stream as it comes."""
     events: list[Event] = []
     for _, event in model.generator.stream([prompt], options):

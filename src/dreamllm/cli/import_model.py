@@ -32,8 +32,9 @@ def run(
             f"{out} exists; a checkpoint is imported into a new folder; choose another name"
         )
     from dreamllm.checkpoint.hub import resolve_source  # late, so that `--help` does not wait for torch
+    from dreamllm.checkpoint.model_folder import PartSource
     from dreamllm.checkpoint.official.importer import read_official
-    from dreamllm.checkpoint.pretrained import PartSource, save_model
+    from dreamllm.checkpoint.pretrained import save_model
 
     official = read_official(
         checkpoint,

@@ -13,8 +13,9 @@ from dreamllm.document.document import Document
 from dreamllm.document.jsonl import read_documents
 from dreamllm.errors import ConfigError
 from dreamllm.runtime.seeding import derive_seed
-from dreamllm.world.documents import DOCUMENT_KINDS, DocumentKind, make_document
+from dreamllm.world.documents import ALL_DOCUMENT_KINDS, DocumentKind, make_document
 from dreamllm.world.language import QUESTION_KINDS, QuestionKind
+from dreamllm.world.nouns import NounGroup
 from dreamllm.world.splits import Split
 
 
@@ -31,17 +32,26 @@ class WorldSourceConfig:
     """Questions in a conversation about one picture."""
     question_kinds: tuple[QuestionKind, ...] = QUESTION_KINDS
     """What they may ask."""
+    nouns: NounGroup | None = None
+    """Invented nouns they may use; null: all in text alone, and in pictures those that the split allows."""
     split: Split = "train"
     """Scenes the documents may hold."""
     weight: float = 1.0
     """Share of this source among its neighbours."""
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.documents) - set(DOCUMENT_KINDS))
+        unknown = sorted(set(self.documents) - set(ALL_DOCUMENT_KINDS))
         if unknown or not self.documents or min(self.documents.values()) <= 0:
             raise ConfigError(
                 f"documents is {self.documents}; expected positive weights of kinds out of "
-                f"{', '.join(DOCUMENT_KINDS)}; correct {', '.join(unknown) or 'the weights'}"
+                f"{', '.join(ALL_DOCUMENT_KINDS)}; correct {', '.join(unknown) or 'the weights'}"
+            )
+        drawn = sorted({"draw_noun", "draw_noun_directly"} & set(self.documents))
+        if drawn and self.nouns == "untaught" and self.split == "train":
+            raise ConfigError(
+                f"documents are {', '.join(drawn)} with nouns 'untaught' and split 'train'; "
+                "expected nouns 'taught' or null there, since no training picture may show an untaught noun; "
+                "change nouns or split"
             )
         if not set(self.question_kinds) - {"place", "relation"}:
             raise ConfigError(
@@ -90,7 +100,7 @@ class WorldSource:
     def __init__(self, config: WorldSourceConfig, seed: int) -> None:
         self._config = config
         self._seed = seed
-        self._kinds: list[DocumentKind] = [kind for kind in DOCUMENT_KINDS if kind in config.documents]
+        self._kinds: list[DocumentKind] = [kind for kind in ALL_DOCUMENT_KINDS if kind in config.documents]
         weights = np.asarray([config.documents[kind] for kind in self._kinds])
         self._shares = weights / weights.sum()
 
@@ -105,6 +115,7 @@ class WorldSource:
             num_objects=self._config.num_objects,
             questions_per_image=self._config.questions_per_image,
             question_kinds=self._config.question_kinds,
+            nouns=self._config.nouns,
             id=f"{kind}-{index}",
         )
 

@@ -35,13 +35,17 @@ def write_report(evaluation: Evaluation, folder: Path) -> list[Path]:
 def headline(evaluation: Evaluation) -> list[str]:
     """What was evaluated, and how far the judge itself can be trusted."""
     options = evaluation.options
+    drawn = (
+        f"{options.num_inference_steps} denoising steps"
+        if evaluation.kind == "DreamLLM"
+        else f"picture codes at temperature {options.image_temperature:g}"
+    )
     return [
         f"Model: {evaluation.model}. Baseline: {evaluation.baseline or 'none'}.",
         f"The judge reads {_percent(evaluation.judge)} % of {evaluation.num_judge_scenes} true renders "
         "without any error.",
-        f"{options.num} items a cell, seed {options.seed}; guidance {options.guidance_scale:g}, "
-        f"{options.num_inference_steps} denoising steps.",
-        "Scores are in percent, with 95 % intervals in brackets.",
+        f"{options.num} items a cell, seed {options.seed}; guidance {options.guidance_scale:g}, {drawn}.",
+        "Scores are in percent but for perplexities, with 95 % intervals in brackets.",
     ]
 
 
@@ -92,7 +96,8 @@ def _columns(table: Table) -> list[str]:
 
 def _cells(table: Table, row: Row) -> list[str]:
     chance = "" if row.chance is None else _percent(row.chance)
-    return [*([chance] if _has_chance(table) else []), *map(_cell, row.scores)]
+    scores = [_cell(score) if table.unit == "share" else _number(score) for score in row.scores]
+    return [*([chance] if _has_chance(table) else []), *scores]
 
 
 def _has_chance(table: Table) -> bool:
@@ -105,6 +110,14 @@ def _cell(score: Score | None) -> str:
     if score.value is None:
         return "nothing to score"
     return f"{_percent(score.value)} [{100 * score.low:.0f}, {100 * score.high:.0f}] n={score.n}"
+
+
+def _number(score: Score | None) -> str:
+    if score is None:
+        return ""
+    if score.value is None:
+        return "nothing to score"
+    return f"{score.value:.4g} [{score.low:.4g}, {score.high:.4g}] n={score.n}"
 
 
 def _percent(share: float) -> str:

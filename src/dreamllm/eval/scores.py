@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,7 +14,8 @@ from dreamllm.world.sheet import SheetRow
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """A score in [0, 1] with its 95 % interval; None where there was nothing to score."""
+    """A score with its 95 % interval; None where there was nothing to score. In [0, 1], but for tables of
+    numbers."""
 
     value: float | None
     low: float
@@ -71,6 +72,8 @@ class Table:
     rows: tuple[Row, ...]
     note: str = ""
     """What a reader must know to read the numbers."""
+    unit: Literal["share", "number"] = "share"
+    """Shares are shown in percent, numbers as they are."""
 
     def score(self, row: str, column: str) -> Score | None:
         """The score at a place of the table."""
@@ -88,7 +91,7 @@ class Table:
             | ({} if row.chance is None else {"chance": row.chance})
             for row in self.rows
         }
-        return {"title": self.title, "note": self.note, "rows": rows}
+        return {"title": self.title, "note": self.note, "unit": self.unit, "rows": rows}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from dreamllm.models.language_model import run_decoder
+from dreamllm.models.language_model import num_cache_layers, run_decoder
 
 Chunks = dict[int, Float[Tensor, "T D"]]
 """New embeddings of some rows, by row number; lengths may differ."""
@@ -119,8 +119,9 @@ class CachedReader:
         self.language_model = language_model
         self.max_length = max_length
         self.lengths = [0] * num_rows
-        num_layers = language_model.config.get_text_config().num_hidden_layers
-        self.cache = RowCache(num_layers=num_layers, num_rows=num_rows, max_length=max_length)
+        self.cache = RowCache(
+            num_layers=num_cache_layers(language_model), num_rows=num_rows, max_length=max_length
+        )
 
     def read(self, chunks: Chunks) -> Chunks:
         """Append a chunk to each named row and return the final hidden states at its positions."""

@@ -4,12 +4,32 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from dreamllm.document.document import Document, Text
 from dreamllm.errors import LayoutError
 from dreamllm.generate.options import GenerationOptions
 from dreamllm.sequence.batch import Sequence as EncodedDocument
-from dreamllm.sequence.encode import SequenceEncoder
+from dreamllm.sequence.chat import ChatTemplate
+from dreamllm.sequence.tokenizer import Tokenizer
+
+
+class PromptEncoder(Protocol):
+    """What the engine asks of the encoder of a family."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Text to ids and back."""
+        ...
+
+    @property
+    def chat(self) -> ChatTemplate:
+        """How a conversation is written as text."""
+        ...
+
+    def encode_prompt(self, document: Document) -> EncodedDocument:
+        """The document as a prefix to continue."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +40,7 @@ class Prompt:
     """Its place in the caller's list."""
     name: str
     """With the seed, decides its randomness; a pure function of the document and of equal ones before it."""
+    document: Document
     sequence: EncodedDocument
     first_prefix: str
     """What the chat template puts before the first words of the answer; empty when an answer is continued."""
@@ -28,15 +49,19 @@ class Prompt:
 
 
 def encode_prompts(
-    encoder: SequenceEncoder, documents: Sequence[Document], options: GenerationOptions, *, max_length: int
+    encoder: PromptEncoder,
+    documents: Sequence[Document],
+    options: GenerationOptions,
+    *,
+    max_length: int,
+    needed: int,
 ) -> list[Prompt]:
-    """The queue, in the order of the documents.
+    """The queue, in the order of the documents; each leaves `needed` of `max_length` positions.
 
     Raises:
         LayoutError: a prompt is too long, or leaves no room for one token (or for the picture asked for).
         ImageError: a picture cannot be read.
     """
-    needed = encoder.sizes.dream_length if options.mode == "image" else 1
     times_seen: Counter[str] = Counter()
     prompts = []
     for index, document in enumerate(documents):
@@ -53,6 +78,7 @@ def encode_prompts(
             Prompt(
                 index=index,
                 name=f"{name}/{times_seen[name]}",
+                document=document,
                 sequence=sequence,
                 first_prefix="" if _continues_answer(document) else prefix,
                 next_prefix=prefix,

@@ -1,39 +1,22 @@
-"""One document under way: what it has been given, what it may do next, and what it says to the outside.
+"""What is the same for every document under way: its words, its events, and the limits it keeps.
 
-A row only keeps books; the generator feeds it and tells it what came out. Its life:
-
-    READING prompt -> WRITING words -> DREAMING (queries are fed) -> WAITING for the picture to be drawn
-                           ^                                               |
-                           +------- LOOKING at its own picture <-----------+            ... -> DONE
+A row only keeps books; the engine feeds it and tells it what came out. Which states it goes through is the
+family's: `dream_row.py` (DreamLLM) and `code_row.py` (JAM).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import Enum, auto
 
 import torch
-from jaxtyping import Float
 from PIL import Image as PILImage
-from torch import Tensor
 
 from dreamllm.document.events import Event, Finished, FinishReason, ImageReady, ImageStarted, TextDelta
 from dreamllm.generate.options import GenerationOptions
-from dreamllm.models.decoders.condition import Condition
-from dreamllm.sequence.layout import SlotSizes
+from dreamllm.generate.prompts import Prompt
+from dreamllm.generate.sampling import row_generator
 
 REPLACEMENT = "\ufffd"
 """What a decoder writes for bytes that are not, or not yet, a character."""
-
-
-class RowState(Enum):
-    """Where a row stands between two steps."""
-
-    READING = auto()
-    WRITING = auto()
-    DREAMING = auto()
-    WAITING = auto()
-    LOOKING = auto()
-    DONE = auto()
 
 
 class TextRun:
@@ -71,78 +54,48 @@ class TextRun:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Row:
-    """The books of one document. `length` counts the positions fed and those in the chunk to be fed next."""
+    """The books of one document."""
 
-    index: int
-    """The document's place in the caller's list."""
+    prompt: Prompt
     cache_row: int
-    name: str
-    """What its randomness is derived from, with the seed."""
     options: GenerationOptions
-    sizes: SlotSizes
     max_length: int
     """Positions the row may use."""
     decode: Callable[[list[int]], str]
-    text: TextRun
-    next_prefix: str
-    """What the template puts before words that follow a picture."""
-    generator: torch.Generator
+    text: TextRun = field(init=False)
+    generator: torch.Generator = field(init=False)
     """For the words."""
-    chunk: Float[Tensor, "T D"] | None = None
-    """Embeddings to be fed in the next step; None while the row waits for its picture."""
     length: int = 0
-    state: RowState = RowState.READING
+    """Positions fed, and those to be fed next."""
     num_tokens: int = 0
     num_images: int = 0
-    condition: Condition | None = None
-    """What to draw; set while WAITING."""
+    is_done: bool = False
     events: list[Event] = field(default_factory=list)
     """Said but not yet collected."""
 
+    def __post_init__(self) -> None:
+        self.text = TextRun(self.decode, prefix=self.prompt.first_prefix)
+        self.generator = row_generator(self.options.seed, self.prompt.name, "text")
+
     @property
-    def may_dream(self) -> bool:
-        """Whether pictures are allowed, one is left under the cap, and there is room to see it and go on."""
-        room = self.max_length - self.length
-        return (
-            self.options.mode == "interleaved"
-            and self.num_images < self.options.max_images
-            and room >= self.sizes.dream_length + self.sizes.image_length + 1
-        )
-
-    def feed(self, chunk: Float[Tensor, "T D"]) -> None:
-        """Set what the next step reads."""
-        self.chunk = chunk
-        self.length += chunk.shape[0]
-
-    def take_chunk(self) -> Float[Tensor, "T D"]:
-        """Hand over what the next step reads."""
-        assert self.chunk is not None
-        chunk, self.chunk = self.chunk, None
-        return chunk
+    def index(self) -> int:
+        """The document's place in the caller's list."""
+        return self.prompt.index
 
     def write(self, token: int) -> None:
-        """The model said a word; the row is DONE when that was the last one it may say."""
-        self.state = RowState.WRITING
+        """The model said a word; the row is done when that was the last one it may say."""
         self.num_tokens += 1
         self._say(self.text.push(token))
         if self.num_tokens == self.options.max_new_tokens or self.length + 1 >= self.max_length:
             self.finish("length")
 
-    def dream(self) -> None:
+    def start_picture(self) -> None:
         """The model decided to draw (or was told to)."""
-        self.state = RowState.DREAMING
         self._close_run()
         self.events.append(ImageStarted(self.num_images))
 
-    def wait(self, condition: Condition) -> None:
-        """The dream queries are read; the picture can be drawn."""
-        self.state = RowState.WAITING
-        self.condition = condition
-
     def receive(self, image: PILImage.Image) -> None:
-        """The picture is drawn; the row is DONE when it was all that was asked for."""
-        self.state = RowState.LOOKING
-        self.condition = None
+        """The picture is drawn; the row is done when it was all that was asked for."""
         self.events.append(ImageReady(self.num_images, image))
         self.num_images += 1
         if self.options.mode == "image":
@@ -151,8 +104,7 @@ class Row:
     def finish(self, reason: FinishReason) -> None:
         """Nothing more comes."""
         self._close_run()
-        self.state = RowState.DONE
-        self.chunk = None
+        self.is_done = True
         self.events.append(Finished(reason))
 
     def collect(self) -> list[Event]:
@@ -160,10 +112,18 @@ class Row:
         events, self.events = self.events, []
         return events
 
+    def _may_start_picture(self, length: int) -> bool:
+        """Whether pictures are allowed, one is left under the cap, and `length` positions are."""
+        return (
+            self.options.mode == "interleaved"
+            and self.num_images < self.options.max_images
+            and self.max_length - self.length >= length
+        )
+
     def _say(self, text: str) -> None:
         if text:
             self.events.append(TextDelta(text))
 
     def _close_run(self) -> None:
         self._say(self.text.close())
-        self.text = TextRun(self.decode, prefix=self.next_prefix)
+        self.text = TextRun(self.decode, prefix=self.prompt.next_prefix)

@@ -35,10 +35,27 @@ def next_tokens(
     """
     scores = logits.float().masked_fill(~is_allowed, -torch.inf)
     if temperature == 0.0:
-        return scores.argmax(dim=-1)
-    probabilities = nucleus(scores, temperature=temperature, top_p=top_p).double()
+        return pick(scores, None, temperature=0.0, top_p=top_p)
     points = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
-    return sample_at(probabilities, points.to(logits.device))
+    return pick(scores, points, temperature=temperature, top_p=top_p)
+
+
+def pick(
+    scores: Float[Tensor, "B V"],
+    points: Float[Tensor, " B"] | None,  # float64, [0, 1), on the CPU
+    *,
+    temperature: float,
+    top_p: float,
+) -> Int[Tensor, " B"]:
+    """The token of each row at a point of its nucleus; at temperature 0 the likeliest, and no point is used.
+
+    Scores are logits, minus infinity where a token is forbidden.
+    """
+    if temperature == 0.0:
+        return scores.argmax(dim=-1)
+    assert points is not None, "a temperature asks for points"
+    probabilities = nucleus(scores, temperature=temperature, top_p=top_p).double()
+    return sample_at(probabilities, points.to(scores.device))
 
 
 def nucleus(scores: Float[Tensor, "B V"], *, temperature: float, top_p: float) -> Float[Tensor, "B V"]:

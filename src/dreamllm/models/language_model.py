@@ -38,6 +38,15 @@ def check_language_model(language_model: PreTrainedModel) -> None:
         )
 
 
+def num_cache_layers(language_model: PreTrainedModel) -> int:
+    """Layers that a cache for this model needs: one for each that keeps keys and values.
+
+    A stock model has one a layer; one with several towers says `num_cache_layers` in its configuration.
+    """
+    config = language_model.config.get_text_config()
+    return int(getattr(config, "num_cache_layers", config.num_hidden_layers))
+
+
 def run_decoder(
     language_model: PreTrainedModel,
     embeds: Float[Tensor, "B T D"],

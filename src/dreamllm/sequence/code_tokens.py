@@ -3,18 +3,22 @@
     0 .. first_code - 1                       text, special tokens, and rows that only pad
     first_code .. first_code + num_codes - 1  the codes of the image tokenizer
 
-Three special tokens join the two: `<break>` stands before every picture, and after one that something follows;
-`<mask>` stands where a span was taken out, and `<infill>` before that span at the end of the document (CM3,
-arXiv:2201.07520). This is the only file that spells them; their ids are read from the tokenizer at hand.
+Three special tokens join the two: `<break>` stands before every picture, and after one that something
+follows; `<mask>` stands where a span was taken out, and `<infill>` before that span at the end of the
+document (CM3, arXiv:2201.07520). This is the only file that spells them; their ids are read from the
+tokenizer at hand.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tokenizers import AddedToken
-from transformers import PreTrainedTokenizerFast
 
 from dreamllm.errors import ConfigError
+
+if TYPE_CHECKING:  # recipes name configs of `cm3.py`, and are read before anything heavy
+    from transformers import PreTrainedTokenizerFast
 
 _SPELLINGS = {"break_": "<break>", "mask": "<mask>", "infill": "<infill>"}
 
@@ -37,11 +41,16 @@ class CodeTokens:
     """G: positions of a picture, in raster order."""
 
     def __post_init__(self) -> None:
-        if max(self.break_, self.mask, self.infill) >= self.first_code or self.num_codes < 1:
+        specials = {self.break_, self.mask, self.infill}
+        if (
+            len(specials) < 3
+            or max(specials) >= self.first_code
+            or min(self.num_codes, self.codes_per_picture) < 1
+        ):
             raise ConfigError(
                 f"<break> {self.break_}, <mask> {self.mask} and <infill> {self.infill} with {self.num_codes} "
-                f"codes from {self.first_code} on; expected the codes after every token, and at least one; "
-                "make the vocabulary with add_code_tokens"
+                f"codes from {self.first_code} on, {self.codes_per_picture} a picture; expected three ids, "
+                "the codes after every token, and at least one; make the vocabulary with add_code_tokens"
             )
 
     @property
@@ -61,7 +70,7 @@ class CodeTokens:
     @classmethod
     def of(
         cls,
-        hf_tokenizer: PreTrainedTokenizerFast,
+        hf_tokenizer: "PreTrainedTokenizerFast",
         *,
         first_code: int,
         num_codes: int,
@@ -94,7 +103,7 @@ class CodeTokens:
         )
 
 
-def add_code_tokens(hf_tokenizer: PreTrainedTokenizerFast) -> int:
+def add_code_tokens(hf_tokenizer: "PreTrainedTokenizerFast") -> int:
     """Add `<break>`, `<mask>` and `<infill>` where a tokenizer lacks them; returns how many were added."""
     before = len(hf_tokenizer)
     tokens = [AddedToken(text, special=True, normalized=False) for text in _SPELLINGS.values()]

@@ -1,19 +1,39 @@
 """Scene -> documents: every kind the models are trained and tested on, with the truth in the metadata.
 
-    plain          pair, story, guide, album, facts (text only)
-    conversation   vqa, describe, draw, text_vqa (text only), ask_story, ask_guide, ask_album, edit
+    plain          read_pair, draw_pair, story, guide, album, read_notes;
+                   text only: facts, notes, encyclopaedia, noun_notes, count_facts
+    conversation   vqa, describe, draw, ask_story, ask_guide, ask_album, edit, draw_noun, draw_noun_directly,
+                   ask_howto; text only: text_vqa, ask_noun
 
 `metadata["scenes"]` holds the scene of every picture in reading order; `metadata["answers"]` the QA kinds.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from dataclasses import replace as change
 from typing import Any, Literal
 
 import numpy as np
 
-from dreamllm.document.document import Document, Image, Part, Role, Text
+from dreamllm.document.document import Document, Part, Text
+from dreamllm.world.document_parts import (
+    DocumentOptions,
+    Made,
+    Maker,
+    asked,
+    assistant,
+    illustrated,
+    lower,
+    picture,
+    user,
+)
+from dreamllm.world.guides import ask_guide, ask_howto, guide
+from dreamllm.world.knowledge import (
+    ask_noun,
+    count_facts,
+    draw_noun,
+    draw_noun_directly,
+    encyclopaedia,
+    noun_notes,
+)
 from dreamllm.world.language import (
     CAPTION_STYLES,
     NUMBERS,
@@ -22,12 +42,10 @@ from dreamllm.world.language import (
     CaptionStyle,
     QuestionKind,
     caption,
-    listing,
     phrase,
     question,
-    sentence,
 )
-from dreamllm.world.render import render_image
+from dreamllm.world.nouns import NounGroup
 from dreamllm.world.scene import BACKGROUNDS, COLORS, PLACES, SIZES, Object, Scene
 from dreamllm.world.splits import Split, choice, may_appear, random_object, sample_scene
 
@@ -48,6 +66,13 @@ DocumentKind = Literal[
     "ask_guide",
     "ask_album",
     "edit",
+    "encyclopaedia",
+    "noun_notes",
+    "count_facts",
+    "ask_noun",
+    "draw_noun",
+    "draw_noun_directly",
+    "ask_howto",
 ]
 
 ORDINALS = ("First", "Second", "Third")
@@ -56,6 +81,8 @@ DESCRIBE_PROMPTS: dict[CaptionStyle, str] = {
     "full": "Describe the picture.",
     "long": "Describe the picture in detail.",
 }
+STYLE_SHARES: dict[CaptionStyle, float] = {"short": 0.15, "full": 0.5, "long": 0.35}
+"""How often a caption has each style: full ones most often, since they alone say everything in few words."""
 _MAX_TRIES = 100
 
 
@@ -67,54 +94,34 @@ def make_document(
     num_objects: tuple[int, ...] = (1, 2, 3),
     questions_per_image: int = 6,
     question_kinds: tuple[QuestionKind, ...] = QUESTION_KINDS,
+    nouns: NounGroup | None = None,
     id: str = "",
 ) -> Document:
-    """A random document of a kind whose scenes belong to the split."""
+    """A random document of a kind whose scenes belong to the split.
+
+    Raises:
+        ConfigError: it is to draw untaught nouns in split train.
+    """
     scene = sample_scene(rng, split, num_objects=num_objects)
-    parts, scenes, metadata = _MAKERS[kind](rng, scene, split, Questions(questions_per_image, question_kinds))
+    options = DocumentOptions(questions_per_image, question_kinds, nouns)
+    parts, scenes, metadata = _MAKERS[kind](rng, scene, split, options)
     metadata = {"kind": kind, "scenes": [s.to_json() for s in scenes], **metadata}
     return Document(parts=tuple(parts), id=id, metadata=metadata)
 
 
-@dataclass(frozen=True, slots=True)
-class Questions:
-    """What a document that asks may ask."""
-
-    num: int
-    """How many questions, if the scene allows as many."""
-    kinds: tuple[QuestionKind, ...]
-    """Kinds to choose from."""
-
-
-_Made = tuple[list[Part], list[Scene], dict[str, Any]]
-
-
-def _picture(scene: Scene, *, learn: bool, role: Role | None = None) -> Image:
-    return Image(source=render_image(scene), learn=learn, role=role)
-
-
-def _user(text: str) -> Text:
-    return Text(text=text, role="user", learn=False)
-
-
-def _assistant(text: str) -> Text:
-    return Text(text=text, role="assistant")
-
-
 def _style(rng: np.random.Generator) -> CaptionStyle:
-    """Full captions most often: they alone say everything in few words."""
-    return CAPTION_STYLES[int(rng.choice(3, p=[0.15, 0.5, 0.35]))]
+    return CAPTION_STYLES[int(rng.choice(3, p=list(STYLE_SHARES.values())))]
 
 
-def _read_pair(rng: np.random.Generator, scene: Scene, split: Split, questions: Questions) -> _Made:
+def _read_pair(rng: np.random.Generator, scene: Scene, split: Split, options: DocumentOptions) -> Made:
     style = _style(rng)
-    return [_picture(scene, learn=False), Text(text=caption(scene, style))], [scene], {"style": style}
+    return [picture(scene, learn=False), Text(text=caption(scene, style))], [scene], {"style": style}
 
 
-def _draw_pair(rng: np.random.Generator, scene: Scene, split: Split, questions: Questions) -> _Made:
+def _draw_pair(rng: np.random.Generator, scene: Scene, split: Split, options: DocumentOptions) -> Made:
     style = _style(rng)
     text = Text(text=caption(scene, style, rng), learn=False)
-    return [text, _picture(scene, learn=True)], [scene], {"style": style}
+    return [text, picture(scene, learn=True)], [scene], {"style": style}
 
 
 # ---- conversations -----------------------------------------------------------------------------------
@@ -134,43 +141,43 @@ def ask(
     return asked
 
 
-def _vqa(rng: np.random.Generator, scene: Scene, split: Split, questions: Questions) -> _Made:
-    qas = ask(rng, scene, questions.num, questions.kinds)
-    parts: list[Part] = [_picture(scene, learn=False, role="user")]
+def _vqa(rng: np.random.Generator, scene: Scene, split: Split, options: DocumentOptions) -> Made:
+    qas = ask(rng, scene, options.num_questions, options.question_kinds)
+    parts: list[Part] = [picture(scene, learn=False, role="user")]
     for qa in qas:
-        parts += [_user(qa.question), _assistant(qa.answer)]
+        parts += [user(qa.question), assistant(qa.answer)]
     return parts, [scene], _answers(qas)
 
 
-def _text_vqa(rng: np.random.Generator, scene: Scene, split: Split, questions: Questions) -> _Made:
+def _text_vqa(rng: np.random.Generator, scene: Scene, split: Split, options: DocumentOptions) -> Made:
     """The same questions about a caption: what a language model must do before it can do it with pictures."""
-    qas = ask(rng, scene, questions.num, questions.kinds)
+    qas = ask(rng, scene, options.num_questions, options.question_kinds)
     style: CaptionStyle = "full" if rng.random() < 0.6 else "long"
     text = caption(scene, style, rng)
-    parts: list[Part] = [_user(f"{text} {qas[0].question}"), _assistant(qas[0].answer)]
+    parts: list[Part] = [user(f"{text} {qas[0].question}"), assistant(qas[0].answer)]
     for qa in qas[1:]:
-        parts += [_user(qa.question), _assistant(qa.answer)]
+        parts += [user(qa.question), assistant(qa.answer)]
     return parts, [scene], _answers(qas)
 
 
-def _facts(rng: np.random.Generator, scene: Scene, split: Split, questions: Questions) -> _Made:
+def _facts(rng: np.random.Generator, scene: Scene, split: Split, options: DocumentOptions) -> Made:
     """A caption, then the same scene told place by place: the plainest look-up there is, since what is asked
     for ("at the top left there is a") stands right before the answer."""
     text = f"{caption(scene, 'full', rng)} {caption(scene, 'long')}"
     return [Text(text=text)], [scene], {}
 
 
-def _notes(rng: np.random.Generator, scene: Scene, split: Split, questions: Questions) -> _Made:
+def _notes(rng: np.random.Generator, scene: Scene, split: Split, options: DocumentOptions) -> Made:
     """Questions about a caption in note form: each answer follows right upon what is asked about. Every word
     between them is one more step for a circuit that has yet to form."""
-    qas = ask(rng, scene, questions.num, questions.kinds)
+    qas = ask(rng, scene, options.num_questions, options.question_kinds)
     return _noted(caption(scene, "full", rng), qas), [scene], _answers(qas)
 
 
-def _read_notes(rng: np.random.Generator, scene: Scene, split: Split, questions: Questions) -> _Made:
+def _read_notes(rng: np.random.Generator, scene: Scene, split: Split, options: DocumentOptions) -> Made:
     """The same about a picture."""
-    qas = ask(rng, scene, questions.num, questions.kinds)
-    return [_picture(scene, learn=False), *_noted("", qas)], [scene], _answers(qas)
+    qas = ask(rng, scene, options.num_questions, options.question_kinds)
+    return [picture(scene, learn=False), *_noted("", qas)], [scene], _answers(qas)
 
 
 def _noted(text: str, qas: list[QA]) -> list[Part]:
@@ -185,20 +192,20 @@ def _answers(qas: list[QA]) -> dict[str, Any]:
     return {"answers": [[qa.kind, qa.answer] for qa in qas]}
 
 
-def _describe(rng: np.random.Generator, scene: Scene, split: Split, questions: Questions) -> _Made:
+def _describe(rng: np.random.Generator, scene: Scene, split: Split, options: DocumentOptions) -> Made:
     style = _style(rng)
     parts: list[Part] = [
-        _picture(scene, learn=False, role="user"),
-        _user(DESCRIBE_PROMPTS[style]),
-        _assistant(caption(scene, style)),
+        picture(scene, learn=False, role="user"),
+        user(DESCRIBE_PROMPTS[style]),
+        assistant(caption(scene, style)),
     ]
     return parts, [scene], {"style": style}
 
 
-def _draw(rng: np.random.Generator, scene: Scene, split: Split, questions: Questions) -> _Made:
+def _draw(rng: np.random.Generator, scene: Scene, split: Split, options: DocumentOptions) -> Made:
     style = _style(rng)
-    text = _user(draw_prompt(caption(scene, style, rng)))
-    return [text, _picture(scene, learn=True, role="assistant")], [scene], {"style": style}
+    text = user(draw_prompt(caption(scene, style, rng)))
+    return [text, picture(scene, learn=True, role="assistant")], [scene], {"style": style}
 
 
 def draw_prompt(caption_text: str) -> str:
@@ -209,7 +216,7 @@ def draw_prompt(caption_text: str) -> str:
 # ---- illustrated documents ---------------------------------------------------------------------------
 
 
-def _story(rng: np.random.Generator, scene: Scene, split: Split, questions: Questions) -> _Made:
+def _story(rng: np.random.Generator, scene: Scene, split: Split, options: DocumentOptions) -> Made:
     scenes, sentences = [scene], [caption(scene, "full")]
     for _ in range(1 + int(rng.integers(2))):
         scene, words = _next_scene(rng, scene, split)
@@ -219,7 +226,7 @@ def _story(rng: np.random.Generator, scene: Scene, split: Split, questions: Ques
         at = 1 + int(rng.integers(len(sentences) - 1))
         sentences[at] = f"Nothing changes for a while. {sentences[at]}"
     title = f"This is the story of {NUMBERS[len(scenes)]} pictures."
-    return _illustrated(title, sentences, scenes, "The end."), scenes, {}
+    return illustrated(title, sentences, scenes, "The end."), scenes, {}
 
 
 def _next_scene(rng: np.random.Generator, scene: Scene, split: Split) -> tuple[Scene, str]:
@@ -265,82 +272,44 @@ def _change_object(rng: np.random.Generator, kind: str, thing: Object, free: lis
     return change(thing, place=place), f"moves to the {place}"
 
 
-def _guide(rng: np.random.Generator, scene: Scene, split: Split, questions: Questions) -> _Made:
-    things = [scene.objects[i] for i in rng.permutation(len(scene.objects))]
-    scenes = [Scene(tuple(things[: i + 1]), scene.background) for i in range(len(things))]
-    if not all(may_appear(s, split) for s in scenes):
-        return _guide(rng, sample_scene(rng, split, num_objects=len(things)), split, questions)
-    sentences = [f"Step one: take a {scene.background} background and draw {phrase(things[0])}."]
-    sentences += [
-        f"Step {NUMBERS[i + 1]}: add {phrase(thing)}." for i, thing in enumerate(things[1:], start=1)
-    ]
-    title = f"How to draw {listing([phrase(o, full=False) for o in things])}."
-    return _illustrated(title, sentences, scenes, "The drawing is done."), scenes, {}
-
-
-def _album(rng: np.random.Generator, scene: Scene, split: Split, questions: Questions) -> _Made:
+def _album(rng: np.random.Generator, scene: Scene, split: Split, options: DocumentOptions) -> Made:
     scenes = [scene]
     while len(scenes) < 2 or (len(scenes) < 3 and rng.random() < 0.4):
         scenes.append(sample_scene(rng, split, num_objects=len(scene.objects)))
-    sentences = [f"{ORDINALS[i]}, {_lower(caption(s, 'full', rng))}" for i, s in enumerate(scenes)]
+    sentences = [f"{ORDINALS[i]}, {lower(caption(s, 'full', rng))}" for i, s in enumerate(scenes)]
     title = f"Here are {NUMBERS[len(scenes)]} pictures."
-    return _illustrated(title, sentences, scenes, "These are all the pictures."), scenes, {}
+    return illustrated(title, sentences, scenes, "These are all the pictures."), scenes, {}
 
 
-def _lower(text: str) -> str:
-    return text[0].lower() + text[1:]
-
-
-def _illustrated(title: str, sentences: list[str], scenes: list[Scene], ending: str) -> list[Part]:
-    parts: list[Part] = []
-    for index, (words, scene) in enumerate(zip(sentences, scenes, strict=True)):
-        parts.append(Text(text=f"{title} {sentence(words[:-1])}" if index == 0 else sentence(words[:-1])))
-        parts.append(_picture(scene, learn=True))
-    parts.append(Text(text=ending))
-    return parts
-
-
-def _asked(parts: list[Part], request: str) -> list[Part]:
-    """A plain document as an assistant's answer."""
-    return [_user(request), *(change(part, role="assistant") for part in parts)]
-
-
-def _ask_story(rng: np.random.Generator, scene: Scene, split: Split, questions: Questions) -> _Made:
-    parts, scenes, metadata = _story(rng, scene, split, questions)
+def _ask_story(rng: np.random.Generator, scene: Scene, split: Split, options: DocumentOptions) -> Made:
+    parts, scenes, metadata = _story(rng, scene, split, options)
     request = (
         f"Tell a story in {NUMBERS[len(scenes)]} pictures. Begin with this. {caption(scenes[0], 'full', rng)}"
     )
-    return _asked(parts, request), scenes, metadata
+    return asked(parts, request), scenes, metadata
 
 
-def _ask_guide(rng: np.random.Generator, scene: Scene, split: Split, questions: Questions) -> _Made:
-    parts, scenes, metadata = _guide(rng, scene, split, questions)
-    request = f"Show step by step how to draw this. {caption(scenes[-1], 'full', rng)}"
-    return _asked(parts, request), scenes, metadata
+def _ask_album(rng: np.random.Generator, scene: Scene, split: Split, options: DocumentOptions) -> Made:
+    parts, scenes, metadata = _album(rng, scene, split, options)
+    return asked(parts, f"Show {NUMBERS[len(scenes)]} different pictures."), scenes, metadata
 
 
-def _ask_album(rng: np.random.Generator, scene: Scene, split: Split, questions: Questions) -> _Made:
-    parts, scenes, metadata = _album(rng, scene, split, questions)
-    return _asked(parts, f"Show {NUMBERS[len(scenes)]} different pictures."), scenes, metadata
-
-
-def _edit(rng: np.random.Generator, scene: Scene, split: Split, questions: Questions) -> _Made:
+def _edit(rng: np.random.Generator, scene: Scene, split: Split, options: DocumentOptions) -> Made:
     new, words = _next_scene(rng, scene, split)
     parts: list[Part] = [
-        _picture(scene, learn=False, role="user"),
-        _user(f"Draw this picture again, but {words}"),
-        _assistant("Here it is."),
-        _picture(new, learn=True, role="assistant"),
+        picture(scene, learn=False, role="user"),
+        user(f"Draw this picture again, but {words}"),
+        assistant("Here it is."),
+        picture(new, learn=True, role="assistant"),
     ]
     return parts, [scene, new], {}
 
 
-_Maker = Callable[[np.random.Generator, Scene, Split, Questions], _Made]
-_MAKERS: dict[DocumentKind, _Maker] = {
+_MAKERS: dict[DocumentKind, Maker] = {
     "read_pair": _read_pair,
     "draw_pair": _draw_pair,
     "story": _story,
-    "guide": _guide,
+    "guide": guide,
     "album": _album,
     "facts": _facts,
     "notes": _notes,
@@ -350,8 +319,17 @@ _MAKERS: dict[DocumentKind, _Maker] = {
     "draw": _draw,
     "text_vqa": _text_vqa,
     "ask_story": _ask_story,
-    "ask_guide": _ask_guide,
+    "ask_guide": ask_guide,
     "ask_album": _ask_album,
     "edit": _edit,
+    "encyclopaedia": encyclopaedia,
+    "noun_notes": noun_notes,
+    "count_facts": count_facts,
+    "ask_noun": ask_noun,
+    "draw_noun": draw_noun,
+    "draw_noun_directly": draw_noun_directly,
+    "ask_howto": ask_howto,
 }
-DOCUMENT_KINDS: tuple[DocumentKind, ...] = tuple(_MAKERS)
+ALL_DOCUMENT_KINDS: tuple[DocumentKind, ...] = tuple(_MAKERS)
+DOCUMENT_KINDS: tuple[DocumentKind, ...] = ALL_DOCUMENT_KINDS[:16]
+"""The kinds that DreamLLM's own tokenizer learns from: fixed, so that its models stay what they are."""

@@ -30,6 +30,10 @@ QUESTION_KINDS: tuple[QuestionKind, ...] = (
     "relation",
 )
 NUMBERS = ("zero", "one", "two", "three")
+INVERTED_SHARE = 0.3
+"""Share of full captions, of those with a generator, that begin with the background."""
+NUM_NARRATIVE_FORMS = 3
+"""Wordings of an object in a narrative, equally likely."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +78,7 @@ def caption(scene: Scene, style: CaptionStyle, rng: np.random.Generator | None =
         return sentence(listing([phrase(o, full=False) for o in things]))
     if style == "full":
         words = listing([phrase(o) for o in things])
-        if rng is not None and rng.random() < 0.3:
+        if rng is not None and rng.random() < INVERTED_SHARE:
             return f"On {an(scene.background)} background, there is {words}."
         return sentence(f"{words} on {an(scene.background)} background")
     return _narrative(scene, things, rng)
@@ -87,7 +91,7 @@ def _narrative(scene: Scene, things: list[Object], rng: np.random.Generator | No
         f"It shows {number} {'shape' if len(things) == 1 else 'shapes'}.",
     ]
     for thing in things:
-        form = 0 if rng is None else int(rng.integers(3))
+        form = 0 if rng is None else int(rng.integers(NUM_NARRATIVE_FORMS))
         if form == 0:
             sentences.append(
                 f"At the {thing.place} there is {an(thing.shape)}. "

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from dreamllm.errors import DocumentError
-from dreamllm.world.language import NUMBERS
+from dreamllm.world.language import NUMBERS, plural
+from dreamllm.world.nouns import NOUNS, noun_named
 from dreamllm.world.scene import BACKGROUNDS, COLORS, PLACES, SHAPES, SIZES, Scene
 
 
@@ -61,13 +62,14 @@ def read_text(text: str, before: Facts | None = None) -> Facts:
 def shows_something(sentence: str) -> bool:
     """Whether an illustrated document has a picture after this sentence.
 
-    A title, an ending, "Nothing changes for a while." and a sentence outside the grammar show nothing new.
+    A title, an ending, "Nothing changes for a while.", what a noun means and a sentence outside the grammar
+    show nothing new.
     """
     try:
         _, apply = _parse(sentence.strip())
     except GrammarError:
         return False
-    return apply is not _keep
+    return apply not in (_keep, _define)
 
 
 def _parse(sentence: str) -> tuple[re.Match[str], Callable[[re.Match[str], Facts], Facts]]:
@@ -87,19 +89,27 @@ _ANY = {
     "place": f"(?P<place>{'|'.join(PLACES)})",
     "background": f"(?P<background>{'|'.join(BACKGROUNDS)})",
     "number": f"(?P<number>{'|'.join(NUMBERS)})",
+    "noun": f"(?P<noun>{'|'.join(noun.name for noun in NOUNS)})",
 }
 _PHRASE = re.compile(
-    f"an? (?:{_ANY['size']} )?{_ANY['color']} {_ANY['shape']}(?: at the {_ANY['place']})?", re.IGNORECASE
+    f"an? (?:(?:{_ANY['size']} )?{_ANY['color']} {_ANY['shape']}|{_ANY['noun']})(?: at the {_ANY['place']})?",
+    re.IGNORECASE,
 )
 _PHRASE_ANYWHERE = re.sub(r"\?P<\w+>", "?:", _PHRASE.pattern)
 _LIST = f"(?P<list>{_PHRASE_ANYWHERE}(?:, {_PHRASE_ANYWHERE})*(?: and {_PHRASE_ANYWHERE})?)"
 
 
 def _phrases(words: str) -> tuple[ObjectFacts, ...]:
-    return tuple(
-        ObjectFacts(m["shape"].lower(), m["color"].lower(), m["size"] and m["size"].lower(), m["place"])
-        for m in _PHRASE.finditer(words)
-    )
+    return tuple(_phrase(match) for match in _PHRASE.finditer(words))
+
+
+def _phrase(match: re.Match[str]) -> ObjectFacts:
+    """An invented noun says what it means."""
+    if match["noun"]:
+        noun = noun_named(match["noun"].lower())
+        return ObjectFacts(noun.shape, noun.color, noun.size, match["place"])
+    size = match["size"] and match["size"].lower()
+    return ObjectFacts(match["shape"].lower(), match["color"].lower(), size, match["place"])
 
 
 def _describe(match: re.Match[str], facts: Facts) -> Facts:
@@ -157,11 +167,25 @@ def _change_background(match: re.Match[str], facts: Facts) -> Facts:
     return replace(facts, background=match["background"])
 
 
+def _define(match: re.Match[str], facts: Facts) -> Facts:
+    """What a noun is said to mean, right or wrong: one thing that has no place yet."""
+    said = {key: value.lower() for key, value in match.groupdict().items() if value and key in _MEANING}
+    if "shapes" in match.groupdict() and match["shapes"]:
+        said["shape"] = _SINGULAR[match["shapes"]]
+    return Facts((ObjectFacts(**said),))
+
+
 def _keep(match: re.Match[str], facts: Facts) -> Facts:
     return facts
 
 
 _THE = f"[Tt]he {_ANY['shape']} at the {_ANY['place']}"
+_MEANING = ("size", "color", "shape")
+_SINGULAR = {plural(shape): shape for shape in SHAPES}
+_SHAPES = f"(?P<shapes>{'|'.join(_SINGULAR)})"
+_NOUN = f"(?:{'|'.join(noun.name for noun in NOUNS)})"
+_NOUNS = f"(?:{'|'.join(noun.plural.capitalize() for noun in NOUNS)})"
+_THING = f"(?i:{_ANY['size']} {_ANY['color']} {_ANY['shape']})"
 _GROUND = f"on an? {_ANY['background']} background"
 _Rule = tuple[re.Pattern[str], Callable[[re.Match[str], Facts], Facts]]
 _RULES: tuple[_Rule, ...] = tuple(
@@ -180,10 +204,23 @@ _RULES: tuple[_Rule, ...] = tuple(
         (f"An? (?i:{_ANY['color']}) shape stands at the {_ANY['place']}", _introduce),
         (f"This shape is an? {_ANY['size']} {_ANY['shape']}", _say_more),
         (f"Nothing is at the (?:{'|'.join(PLACES)})", _keep),
+        # requests and answers about nouns
+        (f"(?:Draw|Here is) {_LIST}(?: {_GROUND})?", _describe),
+        (f"An? {_NOUN} is an? {_THING}", _define),
+        (f"An? {_THING} is called an? {_NOUN}", _define),
+        (f"{_NOUNS} are {_ANY['size']} {_ANY['color']} {_SHAPES}", _define),
+        (f"{_NOUNS} are (?:{_ANY['size']}|{_ANY['color']}|{_SHAPES})", _define),
+        (f"The color of an? {_NOUN} is {_ANY['color']}", _define),
+        (f"The size of an? {_NOUN} is {_ANY['size']}", _define),
+        (f"The shape of an? {_NOUN} is an? {_ANY['shape']}", _define),
         # guides
-        (f"How to draw {_LIST}", _keep),
+        (f"How to (?:draw|make a picture of) {_LIST}", _keep),
+        (f"(?:A guide to drawing|One step to draw|(?:Two|Three) steps to draw) {_LIST}", _keep),
         (f"Step (?:one|two|three): take an? {_ANY['background']} background and draw {_LIST}", _build_first),
-        (f"Step (?:one|two|three): add {_LIST}", _add),
+        (f"Step one: begin with an? {_ANY['background']} background and put {_LIST} on it", _build_first),
+        (f"Step one: paint an? {_ANY['background']} background, then draw {_LIST}", _build_first),
+        (f"Step (?:one|two|three): (?:add|now draw) {_LIST}", _add),
+        (f"Step (?:two|three): put {_LIST} beside the rest", _add),
         # stories
         (f"(?i:{_LIST}) appears", _add),
         (f"{_THE} turns (?P<new_color>{'|'.join(COLORS)})", _change),
@@ -195,5 +232,6 @@ _RULES: tuple[_Rule, ...] = tuple(
         ("Here are (?:one|two|three) pictures", _keep),
         ("Nothing changes for a while", _keep),
         ("(?:The end|The drawing is done|These are all the pictures|Here it is)", _keep),
+        ("(?:Now the picture is complete|That was the last step|You are done)", _keep),
     )
 )

@@ -9,7 +9,7 @@ from PIL import Image as PILImage
 from dreamllm.document.document import Document
 from dreamllm.document.export import documents_to_html
 from dreamllm.document.jsonl import write_documents
-from dreamllm.world.documents import DOCUMENT_KINDS, DocumentKind, make_document
+from dreamllm.world.documents import ALL_DOCUMENT_KINDS, DocumentKind, make_document
 from dreamllm.world.judge import judge_accuracy
 from dreamllm.world.language import ANSWERS, QUESTION_KINDS, caption, question
 from dreamllm.world.render import render_image
@@ -36,6 +36,13 @@ KIND_NOTES: dict[DocumentKind, str] = {
     "ask_guide": "a guide on request",
     "ask_album": "an album on request",
     "edit": "a picture drawn again with one change",
+    "encyclopaedia": "entries about invented nouns, whose meaning only text tells",
+    "noun_notes": "questions about them in as few words as will do",
+    "count_facts": "sentences about the numbers from zero to ten",
+    "ask_noun": "what is a zorp?",
+    "draw_noun": "an invented noun on request: what it is in words, then its picture",
+    "draw_noun_directly": "the same request, answered with the picture alone",
+    "ask_howto": "a how-to on request, in varied words, a picture a step",
 }
 
 
@@ -59,8 +66,8 @@ def write_sample(folder: str | Path, *, num: int = 24, split: Split = "train", s
 
 
 def _document(rng: np.random.Generator, index: int, split: Split) -> Document:
-    kind = DOCUMENT_KINDS[index % len(DOCUMENT_KINDS)]
-    return make_document(kind, rng, split=split, id=f"{kind} {index // len(DOCUMENT_KINDS) + 1}")
+    kind = ALL_DOCUMENT_KINDS[index % len(ALL_DOCUMENT_KINDS)]
+    return make_document(kind, rng, split=split, id=f"{kind} {index // len(ALL_DOCUMENT_KINDS) + 1}")
 
 
 def picture_rows() -> list[SheetRow]:
@@ -114,7 +121,7 @@ def describe_world(seed: int = 0) -> str:
                 "A picture is 64 x 64 pixels and shows one to three objects, each in a place of its own.",
             ],
         ),
-        ("Kinds of documents", [f"{kind}: {KIND_NOTES[kind]}" for kind in DOCUMENT_KINDS]),
+        ("Kinds of documents", [f"{kind}: {KIND_NOTES[kind]}" for kind in ALL_DOCUMENT_KINDS]),
         (
             "Styles of captions",
             [

@@ -13,7 +13,13 @@ from dreamllm.models.image_tokenizer import ImageTokenizer
 from dreamllm.runtime.seeding import make_generator, seed_everything
 from dreamllm.train.objectives import image_tokenizer
 from dreamllm.train.objectives.configs import ImageTokenizerObjectiveConfig, ScenePhase
-from dreamllm.train.objectives.image_tokenizer import Codebook, ImageTokenizerObjective, code_use, fsq_grid
+from dreamllm.train.objectives.image_tokenizer import (
+    Codebook,
+    ImageTokenizerObjective,
+    PatchAnchor,
+    code_use,
+    fsq_grid,
+)
 from dreamllm.train.objectives.reconstruction import PictureBatch
 from dreamllm.train.step import StepResult
 from dreamllm.world.scene import Scene
@@ -85,6 +91,58 @@ def test_the_nearest_point_of_the_fsq_grid_is_what_rounding_each_number_gives() 
     assert_close(nearest, (latents * steps).round().clamp(-steps, steps) / steps)
 
 
+def test_an_anchor_is_linear_in_its_own_patch_and_keeps_most_of_its_variance() -> None:
+    pixels = PictureBatch.of(some_scenes(24), 16).pixels
+    anchor = PatchAnchor(pixels, patch_px=4, width=6)
+    changed = pixels.clone()
+    changed[:, :, :4, 4:8] += 0.5
+
+    before, after = anchor(pixels), anchor(changed)
+
+    assert before.shape == (24, 6, 4, 4)
+    moved = (before - after).abs().amax(dim=(0, 1)) > 1e-4
+    assert moved.nonzero().tolist() == [[0, 1]]
+    assert before.square().mean() == pytest.approx(1.0, rel=1e-3)
+    flat = before.permute(0, 2, 3, 1).flatten(0, 2)
+    covariance = flat.T @ flat / len(flat)
+    assert_close(covariance, torch.diag(covariance.diagonal()), atol=1e-3, rtol=0)  # principal axes
+
+
+def test_steady_norms_do_not_look_at_the_picture() -> None:
+    pixels = PictureBatch.of(some_scenes(4), 16).pixels
+    others = pixels.clone()
+    others[:, :, :, 8:] = 1.0  # the right half becomes blank
+    changes = {}
+    for constant in (0.0, 8.0):
+        encoder = make(replace(CONFIG, norm_constant=constant)).module.vq_model.encoder
+        block = encoder.down_blocks[0].resnets[0]
+        with torch.no_grad():
+            before, after = (block.norm1(encoder.conv_in(each))[:, :, :, :6] for each in (pixels, others))
+        changes[constant] = float((before - after).abs().max() / before.std())
+
+    assert changes[8.0] < 0.05
+    assert changes[0.0] > 4 * changes[8.0]
+
+
+def test_with_steady_norms_signals_come_out_of_every_norm_at_unit_spread() -> None:
+    objective = make(replace(CONFIG, norm_constant=8.0))
+    encoder = objective.module.vq_model.encoder
+    spreads: list[float] = []
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.GroupNorm):
+            module.register_forward_hook(
+                lambda _, __, output: spreads.append(float(output.std(dim=(0, 2, 3)).mean()))
+            )
+
+    with torch.no_grad():
+        encoder(PictureBatch.of(some_scenes(16), 16).pixels)
+
+    assert (
+        len(spreads) == 2 * 3 + 2 * 2 + 1
+    )  # two a block of three levels, two blocks in the middle, the last
+    assert all(0.5 < spread < 2.0 for spread in spreads)
+
+
 def test_codes_and_their_picture_are_what_the_stock_model_makes_of_them() -> None:
     tokenizer = make().module.tokenizer()
     pixels = PictureBatch.of(some_scenes(3), 16).pixels
@@ -121,7 +179,7 @@ def test_two_steps_move_every_weight_and_the_codes_and_a_frozen_grid_stays(
 
         first, _ = take_steps(objective)
 
-        assert first.counts == {"reconstruction": 2, "commitment": 2}
+        assert first.counts == {"reconstruction": 2, "commitment": 2, "anchor": 2}
         still = {n for n, p in objective.module.named_parameters() if n in weights and p.equal(weights[n])}
         assert still == set()
         assert torch.equal(vectors, objective.module.codebook.vectors) is not moves

@@ -35,9 +35,7 @@ def run(subject: Subject, options: EvalOptions) -> TaskResult:
         for _ in range(options.num)
     ]
     prompts = [prompt(scene, DESCRIBE_PROMPTS[style]) for style, _, scene in items]
-    described = subject.generator.generate(
-        prompts, options.generation("text", max_new_tokens=MAX_CAPTION_TOKENS)
-    )
+    described = subject.generate(prompts, options, "text", max_new_tokens=MAX_CAPTION_TOKENS)
     results: dict[tuple[str, str], list[CaptionResult]] = defaultdict(list)
     for (style, cell, scene), asked, document in zip(items, prompts, described, strict=True):
         results[style, cell].append(compare(answer_of(asked, document), scene, style))

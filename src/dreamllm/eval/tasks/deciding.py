@@ -18,8 +18,8 @@ from dreamllm.world.documents import DocumentKind, make_document
 KINDS: tuple[DocumentKind, ...] = ("story", "guide", "album")
 TITLE = "When to draw, given the true document so far"
 NOTE = (
-    "Every position of plain test documents: is <dream_start> the likeliest token exactly where it stands? "
-    "Intervals are over documents."
+    "Every position of plain test documents but within pictures: is the token that opens a picture the "
+    "likeliest exactly where it stands? Intervals are over documents."
 )
 
 
@@ -44,8 +44,11 @@ def _decisions(subject: Subject, documents: list[Document]) -> list[Decisions]:
     sequences = [encoder.encode(document)[0] for document in documents]
     batch = collate([[sequence] for sequence in sequences], encoder.tokenizer.pad_id).to(model.device)
     predicted = argmax_at_labels(model.hidden_states(batch), batch, model.logits)
-    draws = predicted == encoder.tokenizer.special.dream_start
-    should = batch.labels.cpu() == encoder.tokenizer.special.dream_start
+    before = batch.input_ids.flatten()[batch.label_positions].cpu().numpy()
+    # What follows a picture code is the next one, or closes the picture: nothing is decided there.
+    decides = torch.from_numpy(~subject.is_code(before))
+    draws = (predicted == subject.opens_picture) & decides
+    should = (batch.labels.cpu() == subject.opens_picture) & decides
     rows = batch.label_positions.cpu() // batch.input_ids.shape[1]  # one document a row
     return [
         Decisions(

@@ -65,8 +65,8 @@ def run(subject: Subject, options: EvalOptions) -> TaskResult:
         for kind, document_kind in KINDS.items()
     ]
     prompts = [replace(document, parts=document.parts[:1], metadata={}) for _, document in asked]
-    documents = subject.generator.generate(
-        prompts, options.generation("interleaved", max_new_tokens=MAX_TOKENS, max_images=MAX_IMAGES)
+    documents = subject.generate(
+        prompts, options, "interleaved", max_new_tokens=MAX_TOKENS, max_images=MAX_IMAGES
     )
     judged = [
         judge_document(subject.judge, kind, prompt, document, num_pictures=len(true.images))

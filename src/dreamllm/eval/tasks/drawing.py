@@ -89,7 +89,7 @@ def _draw_with_model(subject: Subject, items: Sequence[Item], options: EvalOptio
         Document(parts=(Text(text=draw_prompt(item.text), role="user", learn=False),), id=f"drawing {index}")
         for index, item in enumerate(items)
     ]
-    documents = subject.generator.generate(prompts, options.generation("image", max_images=1))
+    documents = subject.generate(prompts, options, "image", max_images=1)
     return [picture_of(prompt, document) for prompt, document in zip(prompts, documents, strict=True)]
 
 
@@ -123,7 +123,8 @@ def summary_table(items: Sequence[Item], gallery: Gallery) -> Table:
         title="Pictures from captions, all correct",
         columns=tuple(gallery),
         rows=tuple(rows),
-        note="The judge finds everything the caption asserts. Both draw with the same U-Net and VAE.",
+        note="The judge finds everything the caption asserts."
+        + (" Both draw with the same U-Net and VAE." if BASELINE in gallery else ""),
     )
 
 

@@ -39,9 +39,8 @@ def run(subject: Subject, options: EvalOptions) -> TaskResult:
         if (kind, counts) != ("relation", (1,))
         for _ in range(options.num)
     ]
-    answered = subject.generator.generate(
-        [item.prompt for item in items],
-        options.generation("text", max_new_tokens=MAX_ANSWER_TOKENS),
+    answered = subject.generate(
+        [item.prompt for item in items], options, "text", max_new_tokens=MAX_ANSWER_TOKENS
     )
     outcomes: dict[tuple[str, str], list[bool]] = defaultdict(list)
     for item, document in zip(items, answered, strict=True):

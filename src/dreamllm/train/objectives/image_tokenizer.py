@@ -4,12 +4,16 @@ Reconstruction as for the VAE, and the commitment of the encoder to the codes it
 averages follows the vectors it is chosen for (VQ-VAE, arXiv:1711.00937, appendix A.1), and codes that nobody
 chooses start again at vectors of the present step. The fixed grid of FSQ (arXiv:2309.15505) is an option: the
 nearest point of a grid is what rounding each number gives, so it too is stored as a plain codebook.
+
+A third term is ours: latents are held to the principal components of their own patch of the picture. Left
+alone, an encoder lets every code depend on all objects of a scene, and a language model has to predict that.
 The image tokenizer of the paper (Make-A-Scene, arXiv:2203.13131) has perceptual and adversarial losses
 besides, which need networks trained on photographs.
 """
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +37,37 @@ from dreamllm.train.objectives.reconstruction import (
     reconstruction_error,
 )
 from dreamllm.train.objectives.scene_steps import SceneSteps
+from dreamllm.train.objectives.steady_norms import steady_norms
 from dreamllm.world.scene import Scene
 from dreamllm.world.splits import sample_scene
 
 GATE_SCENES = 300
+START_SCENES = 32
+
+
+class PatchAnchor(nn.Module):
+    """Where the latent of a patch should lie: its principal components, scaled to unit mean variance."""
+
+    def __init__(self, pixels: Float[Tensor, "B 3 H W"], *, patch_px: int, width: int) -> None:
+        super().__init__()
+        self.patch_px = patch_px
+        patches = self._patches(pixels).flatten(0, 1)  # (B*g*g, 3*f*f)
+        mean = patches.mean(0)
+        _, spread, axes = torch.linalg.svd(patches - mean, full_matrices=False)
+        scale = (spread[:width].square().mean() / len(patches)).rsqrt()
+        self.mean: Tensor
+        self.axes: Tensor
+        self.register_buffer("mean", mean)
+        self.register_buffer("axes", axes[:width].T * scale)
+        """(3*f*f, Z)"""
+
+    def forward(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B Z h w"]:
+        """One vector a patch."""
+        grid = pixels.shape[-1] // self.patch_px
+        return ((self._patches(pixels) - self.mean) @ self.axes).transpose(1, 2).unflatten(2, (grid, grid))
+
+    def _patches(self, pixels: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B N P"]:
+        return F.unfold(pixels, self.patch_px, stride=self.patch_px).transpose(1, 2)
 
 
 class Codebook(nn.Module):
@@ -110,6 +141,11 @@ class Quantized(nn.Module):
         )
         self.vq_model.quantize.embedding.weight.requires_grad_(False)
         self.codebook = Codebook(vectors, decay=config.codebook_decay, restart_below=config.restart_below)
+        self.anchor = PatchAnchor(
+            PictureBatch.of(gate_scenes(START_SCENES), config.picture_px).pixels,
+            patch_px=2 ** (levels - 1),
+            width=vectors.shape[1],
+        )
 
     @torch.no_grad()
     def tokenizer(self) -> ImageTokenizer:
@@ -128,9 +164,16 @@ class ImageTokenizerObjective:
     def __init__(self, config: ImageTokenizerObjectiveConfig, *, steps: int, seed: int) -> None:
         self.module: Quantized = Quantized(config)
         self.module.train()
-        self.weights: Mapping[str, float] = {"reconstruction": 1.0, "commitment": config.commitment_weight}
+        self.weights: Mapping[str, float] = {
+            "reconstruction": 1.0,
+            "commitment": config.commitment_weight,
+            "anchor": config.anchor_weight,
+        }
         self._config = config
         self._device = torch.device("cpu")
+        if config.norm_constant:
+            pixels = PictureBatch.of(gate_scenes(START_SCENES), config.picture_px).pixels
+            steady_norms(self.module.vq_model.encoder, pixels, constant=config.norm_constant)
         self.data: Dataset[list[PictureBatch]] = SceneSteps(
             self._make_batch,
             config.phases,
@@ -143,18 +186,17 @@ class ImageTokenizerObjective:
         return PictureBatch.of(scenes, self._config.picture_px)
 
     def counts(self, micro_batch: PictureBatch) -> Mapping[str, int]:
-        """Pictures, for both terms."""
-        size = micro_batch.pixels.shape[0]
-        return {"reconstruction": size, "commitment": size}
+        """Pictures, for every term."""
+        return dict.fromkeys(self.weights, micro_batch.pixels.shape[0])
 
     def losses(self, micro_batch: PictureBatch, generator: torch.Generator) -> Mapping[str, Term]:
-        """Both terms summed over pictures; afterwards the codebook follows."""
+        """All terms summed over pictures; afterwards the codebook follows."""
         vq_model, codebook = self.module.vq_model, self.module.codebook
         pixels = micro_batch.pixels.to(self._device)
         latents = vq_model.encode(pixels).latents  # (B, Z, h, w)
         flat = latents.permute(0, 2, 3, 1).flatten(0, 2)  # (B*h*w, Z)
         codes = codebook.nearest(flat.detach())
-        chosen = codebook.vectors[codes].reshape(latents.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
+        chosen = _on_grid(codebook.vectors[codes], latents)
         straight_through = latents + (chosen - latents).detach()
         reconstruction = reconstruction_error(
             vq_model.decode(straight_through, force_not_quantize=True).sample,
@@ -164,12 +206,14 @@ class ImageTokenizerObjective:
             chroma_weight=self._config.chroma_weight,
         )
         commitment = (latents - chosen).square().flatten(1).mean(1)
+        anchor = (latents - self.module.anchor(pixels)).square().flatten(1).mean(1)
         if self._config.quantizer == "ema" and torch.is_grad_enabled():
             codebook.follow(flat.detach(), codes, generator)
         size = pixels.shape[0]
         return {
             "reconstruction": Term(reconstruction.sum(), size),
             "commitment": Term(commitment.sum(), size),
+            "anchor": Term(anchor.sum(), size),
         }
 
     def document_ids(self, micro_batch: PictureBatch) -> tuple[str, ...]:
@@ -214,13 +258,25 @@ class ImageTokenizerObjective:
         metrics = read_back(scenes, self.reconstruct(scenes))
         metrics["attributes"] = sum(metrics[name] for name in ATTRIBUTES) / len(ATTRIBUTES)
         metrics |= code_use(self.codes(scenes), self.module.vq_model.config.num_vq_embeddings)
+        metrics["codes_stay"] = self._codes_stay(scenes)
         message = (
             f"the judge reads {metrics['attributes']:.3f} of attributes and {metrics['scene']:.3f} of scenes "
             f"right off reconstructions; the bar is {self._config.gate_accuracy} of attributes; "
-            f"{metrics['codes_used']:.2f} of the codes occur, perplexity {metrics['code_perplexity']:.0f}"
+            f"{metrics['codes_used']:.2f} of the codes occur, perplexity {metrics['code_perplexity']:.0f}; "
+            f"{metrics['codes_stay']:.2f} of an object's codes stay without the other objects"
         )
         passed = metrics["attributes"] >= self._config.gate_accuracy
         return GateResult(passed=passed, metrics=metrics, message=message)
+
+    def _codes_stay(self, scenes: Sequence[Scene]) -> float:
+        """Share of codes that stay where a scene and the same scene with one object alone show the same."""
+        alone = [replace(scene, objects=scene.objects[:1]) for scene in scenes]
+        shown = [PictureBatch.of(each, self._config.picture_px).pixels for each in (scenes, alone)]
+        patches = [self.module.anchor(pixels) for pixels in shown]
+        is_same = torch.isclose(*patches).all(dim=1).flatten(1)  # (M, G)
+        is_object = ~torch.isclose(patches[1], patches[1][..., -1:, -1:]).all(dim=1).flatten(1)
+        chosen = is_same & is_object
+        return float((self.codes(scenes) == self.codes(alone))[chosen].float().mean())
 
     def export(self, path: Path) -> None:
         """Write the VQModel as diffusers does."""
@@ -230,6 +286,11 @@ class ImageTokenizerObjective:
         """Move the model."""
         self._device = device
         self.module.to(device)
+
+
+def _on_grid(vectors: Float[Tensor, "N Z"], like: Float[Tensor, "B Z h w"]) -> Float[Tensor, "B Z h w"]:
+    """Vectors of all positions as a grid of the shape of another."""
+    return vectors.reshape(like.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
 
 
 def code_use(codes: Int[Tensor, "M G"], num_codes: int) -> dict[str, float]:

@@ -23,7 +23,7 @@ from dreamllm.document.document import Document, Text
 from dreamllm.document.export import documents_to_html
 from dreamllm.generate.answers import argmax_at_labels, exact_answers
 from dreamllm.generate.codes import CodeGenerator
-from dreamllm.generate.options import GenerationOptions
+from dreamllm.generate.options import GenerationOptions, Mode
 from dreamllm.losses.total import Term
 from dreamllm.models.jam import JAM
 from dreamllm.models.jam_cross import JamCrossForCausalLM, parameter_roles
@@ -137,7 +137,7 @@ class JamObjective:
                 drawn = self._draw(generator, scenes)
                 truth = np.stack([render(scene) for scene in scenes])
                 save_grid([rows[i : i + 8] for i in (0, 8, 16) for rows in (truth, drawn)], path)
-            mode = "interleaved" if has_pictures else "text"
+            mode: Mode = "interleaved" if has_pictures else "text"
             documents = generator.generate(
                 prompts, GenerationOptions(mode=mode, max_new_tokens=160, max_images=3)
             )

@@ -59,7 +59,7 @@ class Results:
 def read_results(folder: Path) -> dict[str, Results]:
     """Every arm that has at least one seed."""
     found: dict[str, list[dict]] = {}
-    for path in sorted(folder.glob("*/seed-*/result.json")):
+    for path in sorted((folder / "arms").glob("*/seed-*/result.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
         found.setdefault(record["arm"], []).append(record)
     return {name: Results(name, tuple(records)) for name, records in found.items()}
