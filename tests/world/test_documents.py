@@ -260,6 +260,17 @@ DIGESTS: dict[DocumentKind, str] = {
 }
 
 
+def test_captions_have_the_styles_that_are_asked_for() -> None:
+    rng = np.random.default_rng(0)
+
+    styles = [
+        make_document("draw_pair", rng, caption_styles=("full", "short")).metadata["style"] for _ in range(60)
+    ]
+
+    assert set(styles) == {"full", "short"}
+    assert 15 < styles.count("short") < 45
+
+
 @pytest.mark.parametrize("kind", DOCUMENT_KINDS)
 def test_the_documents_of_dreamllm_stay_what_they_are(kind: DocumentKind) -> None:
     digest = hashlib.sha256()

@@ -14,7 +14,7 @@ from dreamllm.document.jsonl import read_documents
 from dreamllm.errors import ConfigError
 from dreamllm.runtime.seeding import derive_seed
 from dreamllm.world.documents import ALL_DOCUMENT_KINDS, DocumentKind, make_document
-from dreamllm.world.language import QUESTION_KINDS, QuestionKind
+from dreamllm.world.language import QUESTION_KINDS, CaptionStyle, QuestionKind
 from dreamllm.world.nouns import NounGroup
 from dreamllm.world.splits import Split
 
@@ -34,6 +34,8 @@ class WorldSourceConfig:
     """What they may ask."""
     nouns: NounGroup | None = None
     """Invented nouns they may use; null: all in text alone, and in pictures those that the split allows."""
+    caption_styles: tuple[CaptionStyle, ...] | None = None
+    """Styles of the captions of pairs and requests, equally likely; null: all, full ones most often."""
     split: Split = "train"
     """Scenes the documents may hold."""
     weight: float = 1.0
@@ -116,6 +118,7 @@ class WorldSource:
             questions_per_image=self._config.questions_per_image,
             question_kinds=self._config.question_kinds,
             nouns=self._config.nouns,
+            caption_styles=self._config.caption_styles,
             id=f"{kind}-{index}",
         )
 

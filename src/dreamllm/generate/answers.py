@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dreamllm.document.document import Document
 from dreamllm.sequence.batch import Batch
-from dreamllm.sequence.encode import SequenceEncoder
+from dreamllm.sequence.document_encoder import DocumentEncoder
 from dreamllm.sequence.packing import collate
 
 BATCH_SIZE = 16
@@ -22,7 +22,7 @@ Predict = Callable[[Batch], Int[Tensor, " L"]]
 
 
 def exact_answers(
-    documents: Sequence[Document], encoder: SequenceEncoder, predict: Predict
+    documents: Sequence[Document], encoder: DocumentEncoder, predict: Predict
 ) -> Mapping[str, list[bool]]:
     """Whether each answer of each conversation is exactly right, by question kind.
 

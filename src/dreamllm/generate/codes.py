@@ -40,6 +40,7 @@ from dreamllm.generate.sampling import next_tokens, pick
 from dreamllm.models.image_tokenizer import ImageTokenizer
 from dreamllm.models.jam import JAM
 from dreamllm.sequence.encode_codes import CodeSequenceEncoder
+from dreamllm.sequence.retrieving import RetrievingEncoder
 
 Scorer = Callable[[Document, Sequence[PILImage.Image]], Sequence[float]]
 """How good each picture would be as the next one of a document; higher is better."""
@@ -52,7 +53,9 @@ class CodeGenerator(Engine[CodeRow]):
     the one that a scorer prefers. A scorer that knows the truth makes an oracle: say so with its results.
     """
 
-    def __init__(self, model: JAM, encoder: CodeSequenceEncoder, *, scorer: Scorer | None = None) -> None:
+    def __init__(
+        self, model: JAM, encoder: CodeSequenceEncoder | RetrievingEncoder, *, scorer: Scorer | None = None
+    ) -> None:
         """The model is used as it is: put it into evaluation mode first."""
         super().__init__(model.language_model, encoder, max_encoded_length=encoder.options.max_length)
         self.model = model

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dreamllm.document.document import Image, Part, Role, Text
-from dreamllm.world.language import QuestionKind, sentence
+from dreamllm.world.language import CaptionStyle, QuestionKind, sentence
 from dreamllm.world.nouns import NounGroup
 from dreamllm.world.render import render_image
 from dreamllm.world.scene import Scene
@@ -28,6 +28,8 @@ class DocumentOptions:
     """Kinds of questions about a scene to choose from."""
     nouns: NounGroup | None
     """Invented nouns it may use; None: all that its kind and split allow."""
+    caption_styles: tuple[CaptionStyle, ...] | None
+    """Styles of captions, equally likely; None: all, full ones most often."""
 
 
 Made = tuple[list[Part], list[Scene], dict[str, Any]]

@@ -95,6 +95,7 @@ def make_document(
     questions_per_image: int = 6,
     question_kinds: tuple[QuestionKind, ...] = QUESTION_KINDS,
     nouns: NounGroup | None = None,
+    caption_styles: tuple[CaptionStyle, ...] | None = None,
     id: str = "",
 ) -> Document:
     """A random document of a kind whose scenes belong to the split.
@@ -103,23 +104,26 @@ def make_document(
         ConfigError: it is to draw untaught nouns in split train.
     """
     scene = sample_scene(rng, split, num_objects=num_objects)
-    options = DocumentOptions(questions_per_image, question_kinds, nouns)
+    options = DocumentOptions(questions_per_image, question_kinds, nouns, caption_styles)
     parts, scenes, metadata = _MAKERS[kind](rng, scene, split, options)
     metadata = {"kind": kind, "scenes": [s.to_json() for s in scenes], **metadata}
     return Document(parts=tuple(parts), id=id, metadata=metadata)
 
 
-def _style(rng: np.random.Generator) -> CaptionStyle:
+def _style(rng: np.random.Generator, options: DocumentOptions) -> CaptionStyle:
+    styles = options.caption_styles
+    if styles is not None:
+        return styles[int(rng.integers(len(styles)))]
     return CAPTION_STYLES[int(rng.choice(3, p=list(STYLE_SHARES.values())))]
 
 
 def _read_pair(rng: np.random.Generator, scene: Scene, split: Split, options: DocumentOptions) -> Made:
-    style = _style(rng)
+    style = _style(rng, options)
     return [picture(scene, learn=False), Text(text=caption(scene, style))], [scene], {"style": style}
 
 
 def _draw_pair(rng: np.random.Generator, scene: Scene, split: Split, options: DocumentOptions) -> Made:
-    style = _style(rng)
+    style = _style(rng, options)
     text = Text(text=caption(scene, style, rng), learn=False)
     return [text, picture(scene, learn=True)], [scene], {"style": style}
 
@@ -193,7 +197,7 @@ def _answers(qas: list[QA]) -> dict[str, Any]:
 
 
 def _describe(rng: np.random.Generator, scene: Scene, split: Split, options: DocumentOptions) -> Made:
-    style = _style(rng)
+    style = _style(rng, options)
     parts: list[Part] = [
         picture(scene, learn=False, role="user"),
         user(DESCRIBE_PROMPTS[style]),
@@ -203,7 +207,7 @@ def _describe(rng: np.random.Generator, scene: Scene, split: Split, options: Doc
 
 
 def _draw(rng: np.random.Generator, scene: Scene, split: Split, options: DocumentOptions) -> Made:
-    style = _style(rng)
+    style = _style(rng, options)
     text = user(draw_prompt(caption(scene, style, rng)))
     return [text, picture(scene, learn=True, role="assistant")], [scene], {"style": style}
 

@@ -1,4 +1,4 @@
-"""Every kind of run of JAM at tiny sizes: parents, fused, from a model; each trained a little and exported."""
+"""Kinds of runs of JAM at tiny sizes: parents, fused, from a model; each trained a little, and exported."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,12 +11,18 @@ from transformers import LlamaForCausalLM, Qwen3ForCausalLM
 
 from dreamllm.checkpoint.jam import load_jam, load_jam_encoder
 from dreamllm.checkpoint.self_test import check_self_test
+from dreamllm.data.retrieval import build_retriever
+from dreamllm.data.retrieval_config import RetrievalConfig
 from dreamllm.data.sources import PhaseConfig, WorldSourceConfig
+from dreamllm.document.document import Document, Text
 from dreamllm.errors import ConfigError
 from dreamllm.fusion.config import CrossOptions, FusionConfig, WidthOptions
+from dreamllm.generate.codes import CodeGenerator
+from dreamllm.generate.options import GenerationOptions
 from dreamllm.models.jam_cross import JamCrossForCausalLM
 from dreamllm.runtime.seeding import make_generator, seed_everything
 from dreamllm.sequence.cm3 import Cm3Config
+from dreamllm.sequence.retrieving import RetrievingEncoder
 from dreamllm.train.objectives import jam
 from dreamllm.train.objectives.configs import (
     FuseConfig,
@@ -218,3 +224,31 @@ def test_a_run_needs_one_place_to_start_from() -> None:
         config(parent=SIZES, model=Path("x"))
     with pytest.raises(ConfigError, match=r"scaled by \(-1, 1.0\)"):
         config(parent=SIZES, text_tower_lr_scale=-1)
+
+
+def test_retrieved_documents_stand_before_each_document_in_training_and_in_prompts(
+    image_tokenizer: Path, take_steps: TakeSteps
+) -> None:
+    source = WorldSourceConfig(documents={"draw_pair": 1.0}, num_objects=(1,))
+    retrieval = RetrievalConfig(source=source, num_documents=20, num_retrieved=(2,))
+    plain = config(parent=replace(SIZES, image_tokenizer=image_tokenizer))
+    with_context = replace(plain, retrieval=retrieval)
+
+    short, long = (make(chosen).data[0] for chosen in (plain, with_context))
+    take_steps(make(with_context), num=1)
+
+    def lengths(batches: object) -> list[int]:
+        return sorted(int((batch.document_index == n).sum()) for batch in batches for n in (1, 2, 3))  # type: ignore[attr-defined]
+
+    assert sum(lengths(long)) > sum(lengths(short)) + 3 * 2 * 16  # two pictures more, for each of three
+    objective = make(with_context)
+    reader = RetrievingEncoder(
+        encoder=objective.encoder,
+        retriever=build_retriever(retrieval),
+        room=objective.encoder.tokens.picture_length,
+    )
+    prompt = Document(parts=(Text(text="A red circle."),))
+    alone, after = objective.encoder.encode_prompt(prompt), reader.encode_prompt(prompt)
+    assert after.input_ids[-len(alone.input_ids) + 1 :].tolist() == alone.input_ids[1:].tolist()
+    drawn = CodeGenerator(objective.module, reader).generate([prompt], GenerationOptions(mode="image"))
+    assert len(drawn[0].images) == 1

@@ -139,8 +139,6 @@ class ImageTokenizerObjectiveConfig:
     anchor_weight: float = 0.0
     """Holds latents to the principal components of their own patch. A code that changes with what is elsewhere
     in the picture is noise to a language model."""
-    norm_constant: float = 0.0
-    """Above 0: norms of the encoder begin as affine maps, see `steady_norms.py`; 8 will do."""
     scenes_per_step: int = 16
     phases: tuple[ScenePhase, ...] = field(default=())
     foreground_weight: float = 5.0

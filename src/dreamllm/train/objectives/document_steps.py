@@ -1,26 +1,12 @@
 """Documents of a step -> packed micro-batches; a pure function of the step number."""
 
-from typing import Protocol
-
 import numpy as np
 from torch.utils.data import Dataset
 
 from dreamllm.data.mixture import Mixture
-from dreamllm.document.document import Document
-from dreamllm.sequence.batch import Batch, Sequence
+from dreamllm.sequence.batch import Batch
+from dreamllm.sequence.document_encoder import DocumentEncoder
 from dreamllm.sequence.packing import collate, pack
-from dreamllm.sequence.tokenizer import Tokenizer
-
-
-class DocumentEncoder(Protocol):
-    """What turns a document into sequences of one model."""
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Knows the id that pads."""
-
-    def encode(self, document: Document, *, rng: np.random.Generator | None = None) -> list[Sequence]:
-        """The training sequences of a document; a generator decides what is random."""
 
 
 class DocumentSteps(Dataset[list[Batch]]):

@@ -37,7 +37,6 @@ from dreamllm.train.objectives.reconstruction import (
     reconstruction_error,
 )
 from dreamllm.train.objectives.scene_steps import SceneSteps
-from dreamllm.train.objectives.steady_norms import steady_norms
 from dreamllm.world.scene import Scene
 from dreamllm.world.splits import sample_scene
 
@@ -171,9 +170,6 @@ class ImageTokenizerObjective:
         }
         self._config = config
         self._device = torch.device("cpu")
-        if config.norm_constant:
-            pixels = PictureBatch.of(gate_scenes(START_SCENES), config.picture_px).pixels
-            steady_norms(self.module.vq_model.encoder, pixels, constant=config.norm_constant)
         self.data: Dataset[list[PictureBatch]] = SceneSteps(
             self._make_batch,
             config.phases,

@@ -19,6 +19,7 @@ from dreamllm.checkpoint.jam import load_jam, load_jam_encoder, read_jam_index, 
 from dreamllm.checkpoint.model_folder import PartSource
 from dreamllm.checkpoint.self_test import write_self_test
 from dreamllm.data.mixture import Mixture
+from dreamllm.data.retrieval import build_retriever
 from dreamllm.document.document import Document, Text
 from dreamllm.document.export import documents_to_html
 from dreamllm.generate.answers import argmax_at_labels, exact_answers
@@ -29,6 +30,7 @@ from dreamllm.models.jam import JAM
 from dreamllm.models.jam_cross import JamCrossForCausalLM, parameter_roles
 from dreamllm.sequence.batch import Batch
 from dreamllm.sequence.encode_codes import CodeEncodeOptions, CodeSequenceEncoder
+from dreamllm.sequence.retrieving import RetrievingEncoder
 from dreamllm.train.objectives.configs import JamObjectiveConfig
 from dreamllm.train.objectives.document_steps import DocumentSteps
 from dreamllm.train.objectives.jam_start import new_parent
@@ -74,10 +76,15 @@ class JamObjective:
         )
         self._config = config
         self._device = torch.device("cpu")
+        self._reader: CodeSequenceEncoder | RetrievingEncoder = replace(self._encoder, options=options)
+        if config.retrieval is not None:
+            self._reader = RetrievingEncoder(
+                encoder=self._reader, retriever=build_retriever(config.retrieval)
+            )
         mixture = Mixture(config.phases, steps=steps, documents_per_step=config.documents_per_step, seed=seed)
         self.data: Dataset[list[Batch]] = DocumentSteps(
             mixture,
-            replace(self._encoder, options=options),
+            self._reader,
             steps=steps,
             row_length=config.row_length,
             rows_per_micro_batch=config.rows_per_micro_batch,
