@@ -9,7 +9,7 @@ BIN ?=
 
 # Without --no-compile pip would compile all of torch and transformers; Python compiles what it comes to import.
 INSTALL := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet install --no-compile -c constraints.txt
-SOURCES := $(wildcard src tests benchmarks scripts)
+SOURCES := $(wildcard src tests benchmarks experiments scripts)
 export PYTHONPATH := src
 export OMP_NUM_THREADS := 1
 

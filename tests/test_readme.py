@@ -48,7 +48,7 @@ def parsed(line: str) -> tuple[str, tuple[object, ...], dict[str, object]]:
 
 def test_there_is_something_of_every_kind() -> None:
     assert all(len(blocks(language)) >= 1 for language in ("python", "bash", "yaml", "json"))
-    assert {line.split()[1] for line in COMMANDS} == {"generate", "show-config", "train", "eval"}
+    assert {line.split()[1] for line in COMMANDS} == {"generate", "show-config", "train", "eval", "fuse"}
 
 
 @pytest.mark.parametrize("line", COMMANDS)
@@ -101,4 +101,4 @@ def test_every_link_to_a_file_leads_somewhere() -> None:
 def test_every_family_is_told_of() -> None:
     families = {name for name in recipe_names() if "/" not in name}
 
-    assert families <= set(re.findall(r"`(\w+)`", TEXT))
+    assert families <= set(re.findall(r"`([\w-]+)`", TEXT))

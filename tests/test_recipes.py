@@ -19,6 +19,8 @@ RECIPES = [name for name in recipe_names() if name not in FAMILIES]
 REDUCED = {
     "language_model": ("hidden_size=32", "num_layers=1", "num_heads=2", "documents_per_step=2"),
     "clip": ("hidden_size=32", "num_layers=1", "num_text_layers=1", "num_heads=2", "scenes_per_step=2"),
+    "image_tokenizer": ("block_out_channels=[8, 8, 8, 8]", "scenes_per_step=2"),
+    "jam": ("parent.hidden_size=32", "parent.num_layers=1", "parent.num_heads=2", "documents_per_step=2"),
     "vae": ("block_out_channels=[8, 8, 8, 8, 8]", "scenes_per_step=2"),
 }
 """Overrides that keep two steps short; objectives that read other results train in the nano family."""

@@ -35,8 +35,8 @@ class ImageTokenizer(nn.Module):
         factor = 2 ** (len(vq_model.config.block_out_channels) - 1)
         if self.picture_px % factor:
             raise ConfigError(
-                f"the image tokenizer is made for pictures of {self.picture_px} px, which its factor {factor} "
-                "does not divide; set sample_size to a multiple of it"
+                f"the image tokenizer is made for pictures of {self.picture_px} px, which its factor "
+                f"{factor} does not divide; set sample_size to a multiple of it"
             )
         self.grid: int = self.picture_px // factor
         """Rows, and columns, of codes."""

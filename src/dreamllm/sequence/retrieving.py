@@ -1,6 +1,7 @@
 """An encoder of JAM that lays retrieved documents before each document (CM3Leon, arXiv:2309.02591).
 
-In training the retriever draws and drops words by the document's own generator; in generation it gives its best.
+In training the retriever draws, and drops words, by the document's own generator; in generation it gives its
+best.
 """
 
 from dataclasses import dataclass

@@ -25,6 +25,7 @@ from dreamllm.eval.scores import Row, Score, Table, TaskResult
 from dreamllm.eval.subject import EvalOptions, Subject
 from dreamllm.generate.codes import CodeGenerator
 from dreamllm.sequence.packing import collate
+from dreamllm.sequence.retrieving import RetrievingEncoder
 from dreamllm.world.documents import DocumentKind, make_document
 
 BATCH_SIZE = 16
@@ -117,6 +118,8 @@ def _losses_of_batch(
     generator: CodeGenerator, documents: Sequence[Document], *, of_codes: bool
 ) -> Iterator[Float[np.ndarray, " L"]]:
     model, encoder, tokens = generator.model, generator.encoder, generator.tokens
+    if isinstance(encoder, RetrievingEncoder):
+        encoder = encoder.encoder  # documents are scored by themselves
     plain = replace(encoder.options, learn="all", cm3=None, mask_prompt=0.0)
     encoder = replace(encoder, options=plain)
     rows = [[encoder.encode(document)[0]] for document in documents]

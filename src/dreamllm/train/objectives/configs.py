@@ -137,8 +137,8 @@ class ImageTokenizerObjectiveConfig:
     commitment_weight: float = 0.25
     """Holds the encoder to the codes it chose."""
     anchor_weight: float = 0.0
-    """Holds latents to the principal components of their own patch. A code that changes with what is elsewhere
-    in the picture is noise to a language model."""
+    """Holds latents to the principal components of their own patch. A code that changes with what is
+    elsewhere in the picture is noise to a language model."""
     scenes_per_step: int = 16
     phases: tuple[ScenePhase, ...] = field(default=())
     foreground_weight: float = 5.0
