@@ -262,8 +262,8 @@ class ImageTokenizerObjective:
         metrics["codes_stay"] = self._codes_stay(scenes)
         message = (
             f"the judge reads {metrics['attributes']:.3f} of attributes and {metrics['scene']:.3f} of scenes "
-            f"right off reconstructions; the bar is {self._config.gate_accuracy} of attributes; with pairs of "
-            f"shape and color never seen {metrics['unseen_pairs_attributes']:.3f} of attributes; "
+            f"right off reconstructions; the bar is {self._config.gate_accuracy} of attributes; "
+            f"{metrics['unseen_pairs_attributes']:.3f} with pairs of shape and color never seen; "
             f"{metrics['codes_used']:.2f} of the codes occur, perplexity {metrics['code_perplexity']:.0f}; "
             f"{metrics['codes_stay']:.2f} of an object's codes stay without the other objects"
         )
