@@ -3,7 +3,8 @@
     python experiments/jam/zorp.py runs/jam --out runs/jam-experiments/zorp.json
 
 Sixteen invented nouns occur in no document with a picture. Each is asked for at every place on every
-background, and the judge reads shape, colour and size off the picture. Guessing gives 1/5, 1/8 and 1/2, together 0.275.
+background, and the judge reads shape, colour and size off the picture. Guessing gives 1/5, 1/8 and 1/2,
+together 0.275.
 """
 
 import argparse
