@@ -1,10 +1,15 @@
-"""Whatever a test, or a fixture that it shares, does to the log: the next test finds the log unset."""
+"""Whatever a test does to the log, the next one finds it unset; and properties are tried on the same examples
+in every run, so that a verdict can be repeated."""
 
 import logging
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 from rich.logging import RichHandler
+
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True)

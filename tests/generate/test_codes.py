@@ -135,7 +135,8 @@ def test_what_is_written_is_always_well_formed(model, seed, prompt, eos, break_,
             position, num_words = position + 1, num_words + 1
         elif is_picture_last:  # it closes the picture
             position, is_picture_last = position + 1, False
-            assert position < len(ids)
+            # The last word that may be said is said, and not read any more.
+            assert position < len(ids) or isinstance(document.parts[-1], Text)
         else:
             block = [token - FIRST_CODE for token in ids[position + 1 : position + 1 + G]]
             assert len(block) == G
@@ -145,8 +146,10 @@ def test_what_is_written_is_always_well_formed(model, seed, prompt, eos, break_,
     assert codes == drawn  # the pictures are of these codes
     assert len(drawn) == len(document.images) - len(prompt.images) <= 3
     assert num_words <= 20
-    again = generator.encoder.encode(document)[0].input_ids  # whose pictures become other codes
-    assert len(again) <= context
+    # A template puts a space before every run of words, which a random model need not have written.
+    if not document.is_conversation:
+        again = generator.encoder.encode(document)[0].input_ids  # whose pictures become other codes
+        assert len(again) <= context
 
 
 @pytest.mark.parametrize(
