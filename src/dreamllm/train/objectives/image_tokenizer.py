@@ -30,8 +30,8 @@ from dreamllm.train.objectives.configs import ImageTokenizerObjectiveConfig
 from dreamllm.train.objectives.objective import GateResult, ParameterGroup
 from dreamllm.train.objectives.pictures import save_grid
 from dreamllm.train.objectives.reconstruction import (
-    ATTRIBUTES,
     PictureBatch,
+    attribute_mean,
     gate_scenes,
     read_back,
     reconstruction_error,
@@ -41,7 +41,7 @@ from dreamllm.world.scene import Scene
 from dreamllm.world.splits import sample_scene
 
 GATE_SCENES = 300
-START_SCENES = 32
+ANCHOR_SCENES = 32
 
 
 class PatchAnchor(nn.Module):
@@ -141,7 +141,7 @@ class Quantized(nn.Module):
         self.vq_model.quantize.embedding.weight.requires_grad_(False)
         self.codebook = Codebook(vectors, decay=config.codebook_decay, restart_below=config.restart_below)
         self.anchor = PatchAnchor(
-            PictureBatch.of(gate_scenes(START_SCENES), config.picture_px).pixels,
+            PictureBatch.of(_training_scenes(ANCHOR_SCENES), config.picture_px).pixels,
             patch_px=2 ** (levels - 1),
             width=vectors.shape[1],
         )
@@ -290,8 +290,13 @@ class ImageTokenizerObjective:
         self.module.to(device)
 
 
+def _training_scenes(num_scenes: int) -> list[Scene]:
+    rng = np.random.default_rng(19)
+    return [sample_scene(rng, "train") for _ in range(num_scenes)]
+
+
 def _attributes(metrics: dict[str, float]) -> dict[str, float]:
-    return metrics | {"attributes": sum(metrics[name] for name in ATTRIBUTES) / len(ATTRIBUTES)}
+    return metrics | {"attributes": attribute_mean(metrics)}
 
 
 def _on_grid(vectors: Float[Tensor, "N Z"], like: Float[Tensor, "B Z h w"]) -> Float[Tensor, "B Z h w"]:

@@ -36,7 +36,7 @@ from dreamllm.train.objectives.document_steps import DocumentSteps
 from dreamllm.train.objectives.jam_start import new_parent
 from dreamllm.train.objectives.objective import GateResult, ParameterGroup
 from dreamllm.train.objectives.pictures import save_grid
-from dreamllm.train.objectives.reconstruction import read_back
+from dreamllm.train.objectives.reconstruction import attribute_mean, read_back
 from dreamllm.world.documents import draw_prompt, make_document
 from dreamllm.world.language import caption
 from dreamllm.world.render import render
@@ -182,7 +182,7 @@ class JamObjective:
             ]
             with self._generator() as generator:
                 found = read_back(scenes, self._draw(generator, scenes))
-            metrics["draw"] = (found["shape"] + found["color"] + found["size"]) / 3
+            metrics["draw"] = attribute_mean(found)
             metrics["draw_all_correct"] = found["scene"]
         bars = {"text": config.gate_text, "draw": config.gate_draw}
         said = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())

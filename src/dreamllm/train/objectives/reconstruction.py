@@ -3,7 +3,7 @@
 Shared by the autoencoders, continuous (`vae.py`) and of codes (`image_tokenizer.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,6 +76,11 @@ def gate_scenes(num_scenes: int) -> list[Scene]:
     """Test scenes, every other one with a pair of shape and colour that was never trained."""
     rng = np.random.default_rng(17)
     return [sample_scene(rng, "test" if i % 2 else "held_out") for i in range(num_scenes)]
+
+
+def attribute_mean(metrics: Mapping[str, float]) -> float:
+    """Mean over attributes of what `read_back` found."""
+    return sum(metrics[name] for name in ATTRIBUTES) / len(ATTRIBUTES)
 
 
 def read_back(scenes: Sequence[Scene], pictures: np.ndarray) -> dict[str, float]:
