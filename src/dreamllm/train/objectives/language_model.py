@@ -5,7 +5,7 @@ in its context ("what color is the shape at the top left?" after a caption), so 
 measures: a frozen language model without it makes stage I useless.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,36 +28,17 @@ from dreamllm.sequence.tokenizer import Tokenizer, train_tokenizer
 from dreamllm.train.objectives.configs import LanguageModelObjectiveConfig
 from dreamllm.train.objectives.document_steps import DocumentSteps
 from dreamllm.train.objectives.objective import GateResult, ParameterGroup
-from dreamllm.world.documents import DocumentKind, make_document
+from dreamllm.world.documents import DOCUMENT_KINDS, make_document
 
 TOKENIZER_DOCUMENTS = 1500
 GATE_DOCUMENTS = 120
-SCENE_KINDS: tuple[DocumentKind, ...] = (
-    "read_pair",
-    "draw_pair",
-    "story",
-    "guide",
-    "album",
-    "facts",
-    "notes",
-    "read_notes",
-    "vqa",
-    "describe",
-    "draw",
-    "text_vqa",
-    "ask_story",
-    "ask_guide",
-    "ask_album",
-    "edit",
-)
-"""Kinds that speak of scenes alone. Their order decides the tokenizer of `tiny`."""
 
 
-def world_texts(num_documents: int, kinds: Sequence[DocumentKind] = SCENE_KINDS) -> Iterator[str]:
-    """Text of kinds of documents in turn, for a tokenizer to learn from."""
+def world_texts(num_documents: int) -> Iterator[str]:
+    """Text of every kind of document about scenes, for a tokenizer to learn from."""
     rng = np.random.default_rng(5)
     for index in range(num_documents):
-        document = make_document(kinds[index % len(kinds)], rng)
+        document = make_document(DOCUMENT_KINDS[index % len(DOCUMENT_KINDS)], rng)
         for part in document:
             if isinstance(part, Text):
                 # as a chat template spells it: after a space, and after its role
