@@ -10,7 +10,7 @@ from dreamllm.eval.tasks.perplexity import token_losses
 from dreamllm.generate.codes import CodeGenerator
 from dreamllm.generate.options import GenerationOptions
 from dreamllm.world.documents import make_document
-from dreamllm.world.judge import Judge
+from dreamllm.world.judge import Judge, Reading
 from dreamllm.world.language import caption
 from dreamllm.world.render import render_image
 from dreamllm.world.scene import Scene
@@ -76,7 +76,7 @@ def _draw(generator: CodeGenerator) -> list[tuple[int, int]]:
     ]
 
 
-def attributes_right(scene: Scene, reading) -> int:
+def attributes_right(scene: Scene, reading: Reading) -> int:
     """Shape, colour and size of the one object, read in its place."""
     (thing,) = scene.objects
     cell = next(cell for cell in reading.cells if cell.place == thing.place)

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 NUM_RESAMPLES = 2000
-Index = np.ndarray
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Train and measure every arm of `arms.py`, one folder an arm and seed; run again to go on.
 
-    python experiments/jam/run.py runs/jam --out runs/jam-experiments [--arms 'C1*' --shard 0/2]
+    python experiments/jam/run.py runs/jam --out runs/jam-experiments [--arms 'width*' --shard 0/2]
 
 An arm is measured before its first step and after its last, and `result.json` keeps every document's loss, so
 that `report.py` can pair them.

@@ -29,7 +29,7 @@ def log_partition_square_sum(
     hidden: Float[Tensor, "L D"], head: Head, *, chunk_size: int = 1024
 ) -> Float[Tensor, ""]:
     """log(Z)^2 summed over positions, Z the sum of exp(logit): what keeps logits from drifting when words and
-    pictures share a head (Chameleon, arXiv:2405.09818, section 2.3, with weight 1e-5)."""
+    pictures share a head (Chameleon, arXiv:2405.09818, with weight 1e-5)."""
 
     def chunk_sum(states: Tensor) -> Tensor:
         return head(states).float().logsumexp(dim=-1).square().sum()
