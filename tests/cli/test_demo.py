@@ -4,21 +4,12 @@ import re
 from pathlib import Path
 
 import pytest
+from tests.checkpoint.tiny_jam import save_tiny_jam
 from tests.cli.small_model import save_small_model
 
 from dreamllm.cli import main
-from dreamllm.cli.demo import (
-    DOCUMENTS,
-    NUM_CAPTIONS,
-    NUM_VQA_PICTURES,
-    QUESTIONS_PER_PICTURE,
-    Answered,
-    Drawn,
-    Marks,
-    answers_html,
-    sheet_html,
-    summary_html,
-)
+from dreamllm.cli.demo import NUM_CAPTIONS, NUM_VQA_PICTURES, PROGRAMMES, QUESTIONS_PER_PICTURE
+from dreamllm.cli.demo_page import Answered, Drawn, Marks, answers_html, sheet_html, summary_html
 from dreamllm.document.export import load_json
 from dreamllm.world.language import QA
 from dreamllm.world.render import render_image
@@ -44,9 +35,10 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_document_is_on_the_page_and_in_files_of_its_own(out: Path) -> None:
     page = (out / "index.html").read_text(encoding="utf-8")
 
-    for _, title in DOCUMENTS:
+    documents = PROGRAMMES["dreamllm"].documents
+    for _, title in documents:
         assert f"<h2>{title}</h2>" in page
-    assert len(list(out.glob("*.json"))) == len(DOCUMENTS)
+    assert len(list(out.glob("*.json"))) == len(documents)
     for path in out.glob("*.json"):
         assert load_json(path).parts[0].role == "user"
         assert path.with_suffix(".html").is_file()
@@ -63,6 +55,28 @@ def test_the_page_shows_every_question_and_caption_and_asks_no_network(out: Path
     assert int(wholly[2]) == NUM_CAPTIONS
     assert page.count('aria-label="right"') == int(questions[1]) + int(wholly[1])
     assert set(re.findall(r'src="(\w+:[^,"]{0,40})', page)) == {"data:image/png;base64"}
+
+
+def test_a_jam_is_asked_what_its_family_learns(tmp_path: Path) -> None:
+    model, out = save_tiny_jam(tmp_path / "model"), tmp_path / "out"
+
+    assert main(["demo", "--family", "jam", "--model", str(model), "--out", str(out)]) == 0
+
+    page = (out / "index.html").read_text(encoding="utf-8")
+    assert all(f"<h2>{title}</h2>" in page for _, title in PROGRAMMES["jam"].documents)
+    assert "Questions" not in page
+    assert re.search(rf"pictures wholly right</td><td>\d+ of {NUM_CAPTIONS}<", page)
+
+
+def test_a_model_of_the_other_family_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = save_tiny_jam(tmp_path / "model")
+
+    status = main(["demo", "--model", str(model), "--out", str(tmp_path / "out")])
+
+    (shown,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error:"))
+    assert status == 2
+    assert "holds a JAM, expected a DreamLLM" in shown
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_weights_there_is_one_line_that_says_how_to_make_them(

@@ -79,6 +79,12 @@ def test_there_is_no_baseline_and_pictures_keep_their_size(results: dict[str, Ta
     assert drawing.sheet[1].pictures[0].size == (PICTURE_PX, PICTURE_PX)
 
 
+def test_a_jam_is_asked_for_how_to_documents_too(results: dict[str, TaskResult]) -> None:
+    form = next(table for table in results["documents"].tables if "form" in table.title)
+
+    assert form.columns == ("how-to", "story", "guide", "album", "all")
+
+
 def test_who_can_be_asked_what(subject: Subject) -> None:
     words = subject_of(jam(byte_tokenizer(), has_pictures=False))
 

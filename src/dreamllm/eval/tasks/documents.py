@@ -29,6 +29,8 @@ from dreamllm.world.documents import DocumentKind, make_document
 from dreamllm.world.judge import Judge
 
 KINDS: dict[str, DocumentKind] = {"story": "ask_story", "guide": "ask_guide", "album": "ask_album"}
+KINDS_OF_JAM: dict[str, DocumentKind] = {"how-to": "ask_howto", **KINDS}
+"""JAM (arXiv:2309.15564) is tuned on how-to documents."""
 MAX_TOKENS = 240
 MAX_IMAGES = 4
 """One more than any document of the world has, so that drawing too much shows."""
@@ -57,12 +59,13 @@ class Judged:
 
 
 def run(subject: Subject, options: EvalOptions) -> TaskResult:
-    """Write `options.num` documents, a third of each kind."""
+    """Write `options.num` documents, equally many of each kind."""
+    kinds = KINDS if subject.kind == "DreamLLM" else KINDS_OF_JAM
     rng = np.random.default_rng([options.seed, 4])
     asked = [
         (kind, make_document(document_kind, rng, split="test", id=f"{kind} {index}"))
-        for index in range(max(1, options.num // len(KINDS)))
-        for kind, document_kind in KINDS.items()
+        for index in range(max(1, options.num // len(kinds)))
+        for kind, document_kind in kinds.items()
     ]
     prompts = [replace(document, parts=document.parts[:1], metadata={}) for _, document in asked]
     documents = subject.generate(
@@ -146,7 +149,10 @@ def _document_table(judged: Sequence[Judged]) -> Table:
 
 
 def _by_kind(judged: Sequence[Judged]) -> dict[str, list[Judged]]:
-    return {kind: [j for j in judged if j.kind == kind] for kind in KINDS} | {"all": list(judged)}
+    groups: dict[str, list[Judged]] = {}
+    for each in judged:
+        groups.setdefault(each.kind, []).append(each)
+    return groups | {"all": list(judged)}
 
 
 def _decision_cells(judged: Sequence[Judged]) -> dict[str, list[Decisions]]:
