@@ -24,6 +24,7 @@ from dreamllm.models.decoders.condition import Condition
 from dreamllm.models.decoders.image_decoder import ImageDecoder
 from dreamllm.models.dream_queries import DreamQueries
 from dreamllm.models.language_model import check_language_model, run_decoder
+from dreamllm.models.packed_attention import attention_of, use_packed_attention
 from dreamllm.models.projectors import (
     ConnectorKind,
     ProjectorKind,
@@ -34,7 +35,7 @@ from dreamllm.models.projectors import (
 from dreamllm.models.special_token_rows import SpecialTokenRows
 from dreamllm.models.splice import read_slots, write_slots
 from dreamllm.models.vision_encoder import VisionEncoder
-from dreamllm.sequence.batch import Batch
+from dreamllm.sequence.batch import Batch, Segments
 from dreamllm.sequence.chat import chat_template
 from dreamllm.sequence.layout import SlotSizes
 
@@ -93,7 +94,7 @@ class DreamLLM(nn.Module):
         """Raises ConfigError for a language or vision model that cannot be used; the message says why."""
         super().__init__()
         check_language_model(language_model)
-        language_model.set_attn_implementation("sdpa")  # 'eager' would add a boolean mask as 0 and 1
+        use_packed_attention(language_model)
         self.config = config
         self.language_model = language_model
         self.vision_encoder = VisionEncoder(
@@ -163,7 +164,8 @@ class DreamLLM(nn.Module):
 
     def hidden_states(self, batch: Batch) -> Float[Tensor, "B T D"]:
         """The language model's states after its final norm."""
-        return self.language_states(self.embed(batch), batch.attention_mask(), batch.position_ids)
+        attention = attention_of(self.language_model, batch)
+        return self.language_states(self.embed(batch), attention, batch.position_ids)
 
     def embed(self, batch: Batch) -> Float[Tensor, "B T D"]:
         """Token embeddings with the pictures' features and the dream queries in their slots."""
@@ -174,12 +176,12 @@ class DreamLLM(nn.Module):
     def language_states(
         self,
         embeds: Float[Tensor, "B T D"],
-        attention_mask: Bool[Tensor, "B 1 T S"],
+        attention: Bool[Tensor, "B 1 T S"] | Segments,
         position_ids: Int[Tensor, "B T"],
         cache: Any = None,
     ) -> Float[Tensor, "B T D"]:
         """Run the language model without its head; S counts the positions in the cache and the new ones."""
-        return run_decoder(self.language_model, embeds, attention_mask, position_ids, cache)
+        return run_decoder(self.language_model, embeds, attention, position_ids, cache)
 
     def conditions(self, hidden: Float[Tensor, "B T D"], dream_slots: Int[Tensor, "M Q"]) -> Condition:
         """What the image decoder is to draw: the projected states at the dream queries."""

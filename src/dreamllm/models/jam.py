@@ -22,6 +22,7 @@ from dreamllm.losses.next_token import log_partition_square_sum, next_token_sum
 from dreamllm.losses.total import Term
 from dreamllm.models.image_tokenizer import ImageTokenizer
 from dreamllm.models.language_model import check_language_model, run_decoder
+from dreamllm.models.packed_attention import attention_of, use_packed_attention
 from dreamllm.sequence.batch import Batch
 from dreamllm.sequence.chat import chat_template
 
@@ -63,7 +64,7 @@ class JAM(nn.Module):
         """
         super().__init__()
         check_language_model(language_model)
-        language_model.set_attn_implementation("sdpa")  # 'eager' would add a boolean mask as 0 and 1
+        use_packed_attention(language_model)
         rows = language_model.config.get_text_config().vocab_size
         if rows < config.first_code + config.num_codes:
             raise ConfigError(
@@ -108,7 +109,7 @@ class JAM(nn.Module):
         return run_decoder(
             self.language_model,
             self.embed_ids(batch.input_ids),
-            batch.attention_mask(),
+            attention_of(self.language_model, batch),
             batch.position_ids,
         )
 

@@ -161,6 +161,8 @@ class JamCrossPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
+    takes_segments = False
+    """Its towers see by masks of their own."""
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, StartedLinear):

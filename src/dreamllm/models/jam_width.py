@@ -61,6 +61,8 @@ class JamWidthForCausalLM(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
+    takes_segments = False
+    """Its attention is fixed when its stock part is built."""
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
 
     def __init__(self, config: JamWidthConfig) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dreamllm.errors import ConfigError
+from dreamllm.sequence.batch import Segments
 
 _LOGIT_CHANGES = {
     "final_logit_softcapping": (None,),
@@ -47,22 +48,37 @@ def num_cache_layers(language_model: PreTrainedModel) -> int:
     return int(getattr(config, "num_cache_layers", config.num_hidden_layers))
 
 
+def sliding_window(language_model: PreTrainedModel) -> int | None:
+    """How far back the layers see that do not see everything; None where all do."""
+    config = language_model.config.get_text_config()
+    layer_types = getattr(config, "layer_types", None)
+    window: int | None = getattr(config, "sliding_window", None)
+    return window if layer_types is None or "sliding_attention" in layer_types else None
+
+
 def run_decoder(
     language_model: PreTrainedModel,
     embeds: Float[Tensor, "B T D"],
-    attention_mask: Bool[Tensor, "B 1 T S"],
+    attention: Bool[Tensor, "B 1 T S"] | Segments,
     position_ids: Int[Tensor, "B T"],
     cache: Any = None,
 ) -> Float[Tensor, "B T D"]:
     """States after the final norm, without the head. S counts the positions in the cache and the new ones.
 
     Without a cache the keys stand where the queries do; in a cache, key s stands at position s of its row.
+    Segments say the same as the mask of a batch, to a model that takes them (`packed_attention.py`).
     """
+    if isinstance(attention, Segments):
+        return language_model.get_decoder()(
+            inputs_embeds=embeds,
+            attention_mask=embeds.new_ones(1, 1, 1, 1),  # 4-D, so that the stock model makes none of its own
+            position_ids=position_ids,
+            use_cache=False,
+            segments=attention,
+        ).last_hidden_state
     return language_model.get_decoder()(
         inputs_embeds=embeds,
-        attention_mask=_masks_by_layer(
-            language_model, attention_mask, position_ids, cached=cache is not None
-        ),
+        attention_mask=_masks_by_layer(language_model, attention, position_ids, cached=cache is not None),
         position_ids=position_ids,
         past_key_values=cache,
         use_cache=cache is not None,
@@ -73,10 +89,9 @@ def _masks_by_layer(
     language_model: PreTrainedModel, mask: Tensor, position_ids: Tensor, *, cached: bool
 ) -> Tensor | dict[str, Tensor]:
     """The mask as the stock model takes it: one for all layers, or one for each type of layer."""
-    config = language_model.config.get_text_config()
-    layer_types = getattr(config, "layer_types", None)
-    window = getattr(config, "sliding_window", None)
-    if window is None or (layer_types is not None and "sliding_attention" not in layer_types):
+    layer_types = getattr(language_model.config.get_text_config(), "layer_types", None)
+    window = sliding_window(language_model)
+    if window is None:
         return mask
     num_keys = mask.shape[-1]
     near = mask

@@ -69,6 +69,16 @@ class Sequence:
             )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Segments:
+    """Where documents begin and end in the flattened (B*T) sequence; the padding of a row is one of them."""
+
+    bounds: Int[Tensor, " S+1"]
+    """int32: 0, then the end of every segment."""
+    longest: int
+    """Positions of the longest."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Batch:
     """Packed rows. Positions in `*_slots` and `label_positions` index the flattened (B*T) sequence."""
@@ -90,6 +100,8 @@ class Batch:
     """Row of `dream_slots` that conditions each target."""
     document_ids: tuple[str, ...]
     """Names, for messages."""
+    segments: Segments | None = None
+    """The documents as stretches, for attention without a mask; None where only the mask is known."""
 
     @property
     def num_labels(self) -> int:
@@ -122,4 +134,7 @@ class Batch:
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)
         }
+        if self.segments is not None:
+            bounds = self.segments.bounds.to(device, non_blocking=True)
+            moved["segments"] = Segments(bounds, self.segments.longest)
         return replace(self, **moved)

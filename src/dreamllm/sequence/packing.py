@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from dreamllm.errors import LayoutError
-from dreamllm.sequence.batch import Batch, Sequence
+from dreamllm.sequence.batch import Batch, Segments, Sequence
 
 _ROW_MULTIPLE = 8  # row lengths are multiples of it, which matrix units like
 
@@ -104,7 +104,18 @@ def collate(rows: SequenceOf[SequenceOf[Sequence]], pad_id: int) -> Batch:
             dtype=torch.int64,
         ),
         document_ids=tuple(sequence.document_id for sequence in sequences),
+        segments=_segments(rows, size),
     )
+
+
+def _segments(rows: SequenceOf[SequenceOf[Sequence]], size: int) -> Segments:
+    """The documents of every row, then its padding, row after row."""
+    lengths: list[int] = []
+    for row in rows:
+        lengths += [len(sequence.input_ids) for sequence in row]
+        padding = size - sum(len(sequence.input_ids) for sequence in row)
+        lengths += [padding] if padding else []
+    return Segments(torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32), max(lengths))
 
 
 def _counts_before(counts: Iterable[int]) -> list[int]:
