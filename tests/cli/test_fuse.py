@@ -304,3 +304,14 @@ def test_the_tokenizer_is_the_text_parents(parents: Path, capsys: pytest.Capture
     ours = Tokenizer.from_pretrained(parents / "out" / "tokenizer")
     theirs = Tokenizer.from_pretrained(parents / "text" / "model" / "tokenizer")
     assert ours.hf.get_vocab() == theirs.hf.get_vocab()
+
+
+def test_no_configuration_names_a_folder_of_this_machine(
+    parents: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _, _ = fused(parents, capsys, "--cross.every", "1")
+
+    assert status == 0
+    configs = list((parents / "out").glob("*/config.json"))
+    assert len(configs) == 2
+    assert not [path for path in configs if str(parents) in path.read_text(encoding="utf-8")]

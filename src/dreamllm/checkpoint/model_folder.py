@@ -191,15 +191,22 @@ def new_model_folder(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as aside:
         folder = Path(aside) / "new"
         yield folder
+        for config in folder.glob("*/config.json"):
+            write_json(config, _without_origin(read_json(config)))
         _swap_in(folder, path, old=Path(aside) / "old")
 
 
 def save_part(part: nn.Module, folder: Path, *, dtype: torch.dtype | None) -> None:
-    """Write a part of diffusers in a type, without the folder that it was once loaded from."""
+    """Write a part of diffusers in a type."""
     stored: Any = in_dtype(part, dtype)
     stored.save_pretrained(folder)
-    config = folder / "config.json"
-    write_json(config, {key: value for key, value in read_json(config).items() if key != "_name_or_path"})
+
+
+def _without_origin(value: Any) -> Any:
+    """A configuration, and those inside it, without the folders that they were once loaded from."""
+    if not isinstance(value, dict):
+        return value
+    return {key: _without_origin(each) for key, each in value.items() if key != "_name_or_path"}
 
 
 def in_dtype(part: _Part, dtype: torch.dtype | None) -> _Part:
