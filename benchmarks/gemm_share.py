@@ -1,16 +1,19 @@
 """How much of the machine's matrix-multiplication rate a training step of DreamLLM reaches.
 
     python benchmarks/gemm_share.py
-    python benchmarks/gemm_share.py --width 768 --layers 4
+    python benchmarks/gemm_share.py --width 1024 --rounds 3
 
 The model is new and random: a Llama of the given width, and a small CLIP vision tower, U-Net and VAE. The
 rate is that of the fastest of some large float32 products, measured in turns with the training step. FLOPs
-are those of all products, convolutions and attentions the step really executes, forward and backward.
+are those of all products, convolutions and attentions the step really executes, forward and backward. The
+language model is also measured alone: its blocks and its loss, on embeddings and without the optimizer; a
+profile of that says what takes the rest of its time.
 """
 
 import argparse
 import tempfile
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -28,6 +31,7 @@ from rounds import (
     take_turns,
     use_one_thread,
 )
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
@@ -35,9 +39,12 @@ from dreamllm.checkpoint.pretrained import save_model
 from dreamllm.config import load_config
 from dreamllm.data.transforms import TargetTransform, VisionTransform
 from dreamllm.generate.pipeline import WEIGHTS
+from dreamllm.losses.next_token import next_token_sum
 from dreamllm.models.decoders.stable_diffusion import StableDiffusionDecoder
 from dreamllm.models.dreamllm import DreamLLM, DreamLLMConfig
+from dreamllm.models.packed_attention import attention_of
 from dreamllm.recipes import find_recipe
+from dreamllm.sequence.batch import Batch
 from dreamllm.sequence.tokenizer import Tokenizer
 from dreamllm.train.objectives.build import build_objective
 from dreamllm.train.run_config import RunConfig
@@ -53,6 +60,14 @@ PARTS = {
     "projectors": ("visual_projector", "condition_projector"),
 }
 """By the modules that a step calls. What they leave is the language model."""
+KINDS = {
+    "attention": ("scaled_dot_product",),
+    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear"),
+    "copies": ("copy_", "aten::cat", "clone", "index", "slice", "zero_", "fill_", "repeat", "split"),
+    "softmax and loss": ("softmax", "nll_loss"),
+}
+"""By parts of the names of operators, the first that fits."""
+REST = "norms, activations, sums and what calls them"
 ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -77,13 +92,26 @@ def main() -> int:
             clip_norm=run.config.optim.clip_norm,
         )
 
+    def move_language_model(number: int = 0) -> None:
+        for batch in micro_batches:
+            language_pass(run.objective.module, batch)
+        run.optimizer.zero_grad(set_to_none=True)
+
     flops = count_flops(move)  # also the warm-up
+    flops_alone = count_flops(move_language_model)["all"]
     multiply_fastest()  # warm-up
     rates: list[float] = []
     seconds = take_turns(
-        {"product": lambda number: rates.append(multiply_fastest()), "step": move}, rounds=arguments.rounds
-    )["step"]
-    shares = [flops["all"] / step / rate for step, rate in zip(seconds, rates, strict=True)]
+        {
+            "product": lambda number: rates.append(multiply_fastest()),
+            "step": move,
+            "language model": move_language_model,
+        },
+        rounds=arguments.rounds,
+    )
+    shares = [flops["all"] / step / rate for step, rate in zip(seconds["step"], rates, strict=True)]
+    alone = [flops_alone / part / rate for part, rate in zip(seconds["language model"], rates, strict=True)]
+    spent = time_by_kind(move_language_model)
     shapes = " and ".join(" x ".join(map(str, batch.input_ids.shape)) for batch in micro_batches)
     print_table(
         f"A training step of a DreamLLM of width {arguments.width}, rows x positions {shapes}",
@@ -92,8 +120,13 @@ def main() -> int:
     )
     print(
         f"  FLOPs per second, of those of large products: {median(shares):.2f} ({spread(shares)} by round).\n"
+        f"  Of the language model alone: {median(alone):.2f} ({spread(alone)} by round)."
     )
-    report("gemm_share", arguments, {"median_share": median(shares), "shares": shares, "flops": flops})
+    print_table(
+        "Where the language model spends its time", ("time",), {k: [f"{v:.1%}"] for k, v in spent.items()}
+    )
+    result = {"shares": shares, "language_model_shares": alone, "flops": flops, "time": spent}
+    report("gemm_share", arguments, {"median_share": median(shares), **result})
     return 0
 
 
@@ -159,7 +192,9 @@ def make_image_decoder() -> StableDiffusionDecoder:
     return StableDiffusionDecoder(unet, vae, DDPMScheduler(clip_sample=False))
 
 
-def start_run(model: DreamLLM, tokenizer: Tokenizer, num_documents: int) -> Run:
+def start_run(
+    model: DreamLLM, tokenizer: Tokenizer, num_documents: int, overrides: Sequence[str] = ()
+) -> Run:
     """Stage II of the tiny family, with this model in place of its own."""
     transforms = {
         "vision": VisionTransform(image_px=IMAGE_PX).to_dict(),
@@ -171,6 +206,7 @@ def start_run(model: DreamLLM, tokenizer: Tokenizer, num_documents: int) -> Run:
             f"objective.model={Path(folder) / 'model'}",
             f"objective.documents_per_step={num_documents}",
             "objective.row_length=512",
+            *overrides,
         ]
         config = load_config(RunConfig, find_recipe("tiny/stage2"), changes)
         objective = build_objective(config, Path.cwd())
@@ -197,6 +233,28 @@ def count_flops(move: Callable[[], None]) -> dict[str, int]:
     }
     total = counter.get_total_flops()
     return {"language model": total - sum(flops.values()), **flops, "all": total}
+
+
+def language_pass(model: DreamLLM, batch: Batch) -> None:
+    """The blocks of the language model and its loss, forward and backward."""
+    with torch.no_grad():
+        embeds = model.embed_ids(batch.input_ids)
+    attention = attention_of(model.language_model, batch)
+    states = model.language_states(embeds.requires_grad_(True), attention, batch.position_ids)
+    chosen = states.flatten(0, 1).index_select(0, batch.label_positions)
+    next_token_sum(chosen, model.logits, batch.labels).backward()
+
+
+def time_by_kind(work: Callable[[], None]) -> dict[str, float]:
+    """Shares of the time of a piece of work, by kinds of operators."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        work()
+    spent: Counter[str] = Counter()
+    for event in profiler.key_averages():
+        kind = next((kind for kind, names in KINDS.items() if any(n in event.key for n in names)), REST)
+        spent[kind] += event.self_cpu_time_total
+    whole = sum(spent.values())
+    return {kind: spent[kind] / whole for kind in (*KINDS, REST)}
 
 
 def multiply_fastest() -> float:

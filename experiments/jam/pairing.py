@@ -49,11 +49,6 @@ class Results:
         """Of the language model."""
         return int(self.records[0]["parameters"])
 
-    @property
-    def seconds(self) -> float:
-        """Mean time of training."""
-        return float(np.mean([record["seconds"] for record in self.records]))
-
 
 def read_results(folder: Path) -> dict[str, Results]:
     """Every arm that has at least one seed."""

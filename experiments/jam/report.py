@@ -99,7 +99,7 @@ def verdict(gap: Estimate) -> str:
 
 def arm_table(results: dict[str, Results], names: tuple[str, ...]) -> str:
     """Every arm with its losses before and after, and what it draws."""
-    head = ["arm", "parameters", "s"]
+    head = ["arm", "parameters"]
     head += [f"{kind}, {when}" for kind in KINDS for when in ("step 0", "end")] + [
         "attributes drawn",
         "all right",
@@ -109,7 +109,7 @@ def arm_table(results: dict[str, Results], names: tuple[str, ...]) -> str:
         if name not in results:
             continue
         arm = results[name]
-        cells = [name, f"{arm.parameters / 1e6:.2f} M", f"{arm.seconds:.0f}"]
+        cells = [name, f"{arm.parameters / 1e6:.2f} M"]
         for kind in KINDS:
             for when in ("start", "end"):
                 losses = arm.losses(kind, when)

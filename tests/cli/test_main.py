@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import dreamllm.cli
-from dreamllm.cli import MODULES, VERBS, main
+from dreamllm.cli import MODULES, VERBS, data, main
 
 
 def module_of(verb: str) -> str:
@@ -24,9 +24,12 @@ def test_every_listed_verb_has_a_module_with_a_documented_run(verb: str) -> None
 
 def test_every_module_of_the_folder_is_a_listed_verb() -> None:
     folder = Path(dreamllm.cli.__file__).parent
-    modules = {f"dreamllm.cli.{path.stem}" for path in folder.glob("*.py") if path.stem != "__init__"}
+    names = [f"dreamllm.cli.{path.stem}" for path in folder.glob("*.py") if path.stem != "__init__"]
+    modules = {name for name in names if hasattr(importlib.import_module(name), "run")}
 
-    assert modules == {module_of(verb) for verb in VERBS}
+    assert modules == {module_of(verb) for verb in VERBS} | {
+        f"dreamllm.cli.data_{verb}" for verb in data.VERBS
+    }
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -84,3 +84,18 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     assert said in shown
     assert shown.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_profile_traces_a_run(tmp_path: Path) -> None:
+    settings = [*SMALL, "steps=4", "objective.gate_accuracy=0"]
+
+    assert main(["train", "nano/vae", *settings, "--profile", "--out", str(tmp_path)]) == 0
+
+    assert (tmp_path / "profile" / "trace.json").is_file()
+
+
+def test_profile_asks_which_run_of_a_family(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "nano", "--profile", "--out", str(tmp_path)]) == 2
+
+    assert "--profile traces one run, but nano is a family" in capsys.readouterr().err

@@ -1,11 +1,18 @@
+import pickle
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from dreamllm.config import load_config
+from dreamllm.data.shards import write_shards
 from dreamllm.data.sources import (
+    ArchiveSource,
+    ArchiveSourceConfig,
     JsonlSource,
     JsonlSourceConfig,
+    PhaseConfig,
     WorldSource,
     WorldSourceConfig,
     build_source,
@@ -152,3 +159,77 @@ def test_untaught_nouns_are_never_drawn_in_training_and_may_be_explained_alone()
 
     named = {name for index in range(20) for name in source[index].metadata["nouns"]}
     assert named == {noun.name for noun in UNTAUGHT}
+
+
+def archive_of(folder: Path, num: int, *, per_shard: int = 4) -> Path:
+    documents = [Document(parts=(Text(text=str(number)),)) for number in range(num)]
+    write_shards(documents, folder, documents_per_shard=per_shard)
+    return folder
+
+
+def archive_source(path: Path, seed: int = 0, **options: Any) -> ArchiveSource:
+    source = build_source(ArchiveSourceConfig(path=path, **options), seed)
+    assert isinstance(source, ArchiveSource)
+    return source
+
+
+def test_every_epoch_of_an_archive_holds_every_document_once_in_an_order_of_its_own(tmp_path: Path) -> None:
+    source = archive_source(archive_of(tmp_path, 50), shuffle_window=3)
+
+    epochs = [[source[50 * epoch + place].text for place in range(50)] for epoch in range(3)]
+
+    assert len(source) == 50
+    assert all(sorted(epoch, key=int) == [str(number) for number in range(50)] for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_a_document_of_an_archive_is_a_function_of_seed_and_index_alone(tmp_path: Path) -> None:
+    path = archive_of(tmp_path, 20)
+    source = archive_source(path)
+    texts = [source[index].text for index in range(60)]
+
+    again = pickle.loads(pickle.dumps(source))
+
+    assert [again[index].text for index in (59, 0, 25, 40, 1)] == [texts[i] for i in (59, 0, 25, 40, 1)]
+    other = archive_source(path, seed=1)
+    assert [other[index].text for index in range(20)] != texts[:20]
+
+
+def test_few_shards_are_read_at_a_time(tmp_path: Path) -> None:
+    source = archive_source(archive_of(tmp_path, 60, per_shard=5), shuffle_window=2)
+
+    shards = [int(source[index].text) // 5 for index in range(60)]
+
+    assert all(len(set(shards[start : start + 10])) == 2 for start in range(0, 60, 10))
+
+
+def test_an_archive_says_what_a_fault_does_and_raises_it(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"parts": []}\n{"parts": 3}\n')
+    source = archive_source(tmp_path / "a.jsonl", on_fault="skip")
+
+    kinds = []
+    for index in range(4):
+        try:
+            source[index]
+            kinds.append("ok")
+        except FaultError as fault:
+            kinds.append(fault.kind)
+
+    assert source.on_fault == "skip"
+    assert [sorted(kinds[:2]), sorted(kinds[2:])] == [["bad_document", "ok"]] * 2
+
+
+def test_a_config_of_an_archive_reads_from_a_recipe(tmp_path: Path) -> None:
+    phase = load_config(
+        PhaseConfig,
+        {"sources": [{"kind": "archive", "path": "x", "format": "mmc4", "options": {"images": "y"}}]},
+    )
+
+    assert phase.sources == (ArchiveSourceConfig(path=Path("x"), format="mmc4", options={"images": "y"}),)
+    with pytest.raises(ConfigError, match="shuffle_window is 0"):
+        ArchiveSourceConfig(path=tmp_path, shuffle_window=0)
+
+
+def test_an_empty_archive_is_no_source(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no documents"):
+        archive_source(archive_of(tmp_path, 0))

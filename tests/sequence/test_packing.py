@@ -38,6 +38,17 @@ def text_sequence(length: int, name: str = "") -> Sequence:
     )
 
 
+def picture_sequence(name: str, *, seeds: tuple[int, ...]) -> Sequence:
+    """BOS and one dream slot with its picture."""
+    return replace(
+        text_sequence(6, name),
+        slots=Slots(sizes=SIZES, length=6, image_starts=(), dream_starts=(2,)),
+        target_pixels=np.zeros((1, 3, 8, 8), dtype=np.float32),
+        target_dreams=(0,),
+        noise_seeds=seeds,
+    )
+
+
 @st.composite
 def any_sequence(draw: st.DrawFn) -> Sequence:
     """A sequence of random pieces, whose ids and pixels are all different."""
@@ -303,3 +314,15 @@ def test_a_batch_moves_as_a_whole(illustrated: list[Sequence]) -> None:
         "meta"
     }
     assert moved.document_ids == batch.document_ids
+
+
+def test_noise_seeds_follow_their_pictures_and_none_may_be_missing() -> None:
+    first, second = picture_sequence("a", seeds=(5,)), picture_sequence("b", seeds=(2**62,))
+
+    batch = collate([[first], [text_sequence(3), second]], PAD)
+
+    assert batch.noise_seeds == (5, 2**62)
+    with pytest.raises(LayoutError, match=r"1 of 2 sequences with targets have noise seeds; expected all or"):
+        collate([[first, picture_sequence("c", seeds=())]], PAD)
+    with pytest.raises(LayoutError, match=r"document 'd' has 2 noise seeds for 1 targets"):
+        picture_sequence("d", seeds=(1, 2))

@@ -58,7 +58,7 @@ def final_state(folder: Path) -> dict[str, Any]:
     path = latest(folder / "checkpoints")
     assert path is not None
     state = load_run(path)
-    timed = ("seconds", "error_per_s", "size_per_s")
+    timed = ("seconds", "error_per_s", "size_per_s", "data_wait", "memory_gib")
     return {
         "step": state.step,
         "tensors": {f"{f}/{n}": v.tolist() for f, ts in state.tensors.items() for n, v in ts.items()},
@@ -279,6 +279,26 @@ def test_a_gate_measured_on_the_way_is_logged_and_moves_no_weight(tmp_path: Path
     records = read_metrics(tmp_path / "watched" / "metrics.jsonl")
     assert [record["step"] for record in records if "gate.error" in record] == [2, 4]  # the last is gate.json
     assert final_state(tmp_path / "watched")["tensors"] == final_state(tmp_path / "plain")["tensors"]
+
+
+def test_a_run_can_be_profiled_and_moves_the_same_weights(tmp_path: Path) -> None:
+    train(line_run(steps=4), LineObjective(), tmp_path / "plain")
+    train(line_run(steps=4, profile=(2, 3)), LineObjective(), tmp_path / "profiled")
+
+    trace = json.loads((tmp_path / "profiled" / "profile" / "trace.json").read_text())
+    assert any(event.get("name") == "aten::linear" for event in trace["traceEvents"])
+    assert final_state(tmp_path / "profiled") == final_state(tmp_path / "plain")
+
+
+def test_a_run_without_a_terminal_logs_a_line_with_every_line_of_metrics(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    train(line_run(steps=5, log_every=2), LineObjective(), tmp_path)
+
+    lines = [line for line in caplog.messages if "data wait" in line]
+    assert [line.split(", ")[0] for line in lines] == [f"run line: step {n} of 5" for n in (2, 4, 5)]
 
 
 def test_devices_are_picked_and_checked() -> None:

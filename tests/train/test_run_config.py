@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -41,11 +42,18 @@ def test_an_optimizer_that_cannot_be_meant_is_refused(key: str, value: Any, mess
         ("sample_every", 0),
         ("save_every", 0),
         ("keep_checkpoints", 0),
+        ("profile", (1, 3)),
+        ("profile", (4, 3)),
     ],
 )
 def test_a_run_that_cannot_be_meant_is_refused(key: str, value: Any) -> None:
-    with pytest.raises(ConfigError, match=f"^{key} is {value!r}, expected "):
+    with pytest.raises(ConfigError, match=f"^{key} is {re.escape(repr(value))}, expected "):
         replace(line_run(), **{key: value})
+
+
+def test_tensorboard_that_is_named_and_refused_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="tensorboard is False, expected true or null where trackers names"):
+        line_run(tensorboard=False, trackers=("tensorboard",))
 
 
 def test_the_keys_free_on_resume_are_keys_of_a_run() -> None:

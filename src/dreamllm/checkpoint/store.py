@@ -3,7 +3,8 @@
 One folder a checkpoint, `step-00000500/`: safetensors for tensors, `state.json` for the rest, and
 `manifest.json` with the size and SHA-256 of all of them. A save writes everything into a hidden folder beside
 it, flushes it to the disk and renames it into place, so a process killed at any moment leaves the earlier
-checkpoints as they were.
+checkpoints as they were. A run on many ranks has a folder `shards/` in place of the safetensors files, which
+the ranks fill in the background (`ShardedSaves`). Either kind is read by any number of ranks.
 """
 
 import hashlib
@@ -13,22 +14,30 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.tensor import DTensor, distribute_tensor
 
+from dreamllm.checkpoint import shards
 from dreamllm.errors import CheckpointError
+from dreamllm.runtime.distributed import Ranks
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
+SHARDED_FORMAT = 2
 _FOLDER = re.compile(r"step-(\d{8,})")
 _MANIFEST = "manifest.json"
 _STATE = "state.json"
+_SHARDS = "shards"
 _ASIDE = ".unfinished-"
 
 
@@ -71,12 +80,100 @@ def save_run(directory: Path, state: RunState, *, keep: int | None = None) -> Pa
             f"with room for {_size_of(state) / 2**20:.0f} MiB; free some space or check permissions, then "
             "resume from the earlier checkpoint, which is untouched"
         ) from error
+    _leave_newest(directory, state.step, keep)
+    return path
+
+
+def _leave_newest(directory: Path, step: int, keep: int | None) -> None:
     if keep is not None:
         # A later step can only be a damaged one that a resumed run passed over: it must not crowd this out.
-        done = [folder for step, folder in _folders(directory) if step <= state.step]
+        done = [folder for number, folder in _folders(directory) if number <= step]
         for old in done[keep:]:
             shutil.rmtree(old)
-    return path
+
+
+class ShardedSaves:
+    """The checkpoints of a run on many ranks, written while it goes on; at most one is under way.
+
+    A checkpoint appears when the shards of all ranks are on the disk: the main rank then writes its manifest
+    and renames it into place. Ranks share the folder.
+    """
+
+    def __init__(
+        self, directory: Path, ranks: Ranks, *, keep: int | None = None, timeout_min: int = 60
+    ) -> None:
+        self._directory = directory
+        self._ranks = ranks
+        self._keep = keep
+        self._group = shards.new_group(timeout_min=timeout_min)
+        self._under_way: tuple[RunState, Future[Any]] | None = None
+
+    def begin(self, state: RunState) -> Path:
+        """Start to write the checkpoint that `state` is now, after an earlier one is done; all must call it.
+
+        Raises:
+            CheckpointError: the earlier one could not be written, or the folder cannot be.
+        """
+        self.finish()
+        path, aside = self._paths(state.step)
+        fault = self._ranks.broadcast(self._prepare(aside) if self._ranks.is_main else None)
+        if fault is not None:
+            raise self._failure(state.step, fault)
+        future = shards.start_writing(state.tensors, aside / _SHARDS, self._group)
+        self._under_way = (state, future)
+        return path
+
+    def settle(self) -> None:
+        """Let a checkpoint appear that is written meanwhile; waits for nothing."""
+        if self._under_way is not None and self._under_way[1].done():
+            self._complete()
+
+    def finish(self) -> None:
+        """Wait for the checkpoint that is under way; all must call it, and find it in place afterwards."""
+        if self._under_way is not None:
+            self._complete()
+        self._ranks.wait()
+
+    def _prepare(self, aside: Path) -> str | None:
+        """Make the folder that the ranks write to; what hinders it, if anything does."""
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            for leftover in self._directory.glob(f"{_ASIDE}*"):
+                shutil.rmtree(leftover)
+            aside.mkdir()
+        except OSError as error:
+            return str(error)
+        return None
+
+    def _complete(self) -> None:
+        assert self._under_way is not None
+        state, future = self._under_way
+        self._under_way = None
+        path, aside = self._paths(state.step)
+        try:
+            future.result()
+            if not self._ranks.is_main:
+                return
+            _write_manifest(aside, state, format_=SHARDED_FORMAT)
+            if path.exists():
+                shutil.rmtree(path)
+            aside.rename(path)
+            _flush(self._directory)
+        except (OSError, CheckpointException) as error:
+            raise self._failure(state.step, error) from error
+        _leave_newest(self._directory, state.step, self._keep)
+
+    def _failure(self, step: int, why: object) -> CheckpointError:
+        return CheckpointError(
+            f"the checkpoint of step {step} cannot be written to {self._directory}: {why}; expected a folder "
+            "that all ranks share, with room for their shards; free some space or check permissions, then "
+            "resume from the earlier checkpoint, which is untouched"
+        )
+
+    def _paths(self, step: int) -> tuple[Path, Path]:
+        """Where a checkpoint appears, and where it is written."""
+        path = self._directory / f"step-{step:08d}"
+        return path, self._directory / f"{_ASIDE}{path.name}"
 
 
 def latest(directory: Path) -> Path | None:
@@ -90,7 +187,32 @@ def latest(directory: Path) -> Path | None:
 
 
 def load_run(path: Path) -> RunState:
-    """Read a checkpoint folder, tensors on the CPU.
+    """Read a checkpoint folder, tensors on the CPU, in one piece even if many ranks wrote them.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or of another format.
+    """
+    saved = read_header(path)
+    if is_sharded(path):
+        found = shards.read_whole(path / _SHARDS)
+        tensors: Mapping[str, Mapping[str, Tensor]] = {part: found.get(part, {}) for part in saved.shapes}
+    else:
+        tensors = {name: load_file(path / f"{name}.safetensors") for name in saved.shapes}
+    return RunState(step=saved.step, tensors=tensors, info=saved.info)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedRun:
+    """What a checkpoint holds, without its tensors."""
+
+    step: int
+    info: Mapping[str, Any]
+    shapes: Mapping[str, Mapping[str, torch.Size]]
+    """Of every tensor, by part and name."""
+
+
+def read_header(path: Path) -> SavedRun:
+    """What is in a checkpoint folder.
 
     Raises:
         CheckpointError: it is missing, damaged, or of another format.
@@ -102,11 +224,44 @@ def load_run(path: Path) -> RunState:
             "earlier checkpoint of the run"
         )
     state = json.loads((path / _STATE).read_text(encoding="utf-8"))
-    return RunState(
-        step=state["step"],
-        tensors={name: load_file(path / f"{name}.safetensors") for name in state["tensors"]},
-        info=state["info"],
-    )
+    if is_sharded(path):
+        found = shards.read_shapes(path / _SHARDS)
+        shapes = {part: found.get(part, {}) for part in state["tensors"]}  # a part may be empty
+    else:
+        shapes = {part: _shapes(path / f"{part}.safetensors") for part in state["tensors"]}
+    return SavedRun(step=state["step"], info=state["info"], shapes=shapes)
+
+
+def is_sharded(path: Path) -> bool:
+    """Whether many ranks wrote the checkpoint."""
+    return (path / _SHARDS).is_dir()
+
+
+def read_parts(path: Path, targets: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Fill tensors, plain or sharded, with what the checkpoint has under their names and shapes.
+
+    Of a sharded tensor a rank reads what it keeps, or one whole tensor at a time.
+    """
+    if is_sharded(path):
+        shards.read_parts(path / _SHARDS, targets)
+        return
+    with torch.no_grad():
+        for part, tensors in targets.items():
+            with safe_open(path / f"{part}.safetensors", framework="pt") as file:
+                for name, target in tensors.items():
+                    _fill(target, file.get_tensor(name))
+
+
+def _fill(target: Tensor, value: Tensor) -> None:
+    if isinstance(target, DTensor):
+        here = value.to(target.device)
+        value = distribute_tensor(here, target.device_mesh, target.placements, src_data_rank=None)
+    target.copy_(value)
+
+
+def _shapes(path: Path) -> dict[str, torch.Size]:
+    with safe_open(path, framework="pt") as file:
+        return {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
 def _write(folder: Path, state: RunState) -> None:
@@ -114,12 +269,24 @@ def _write(folder: Path, state: RunState) -> None:
         # Copies, because safetensors refuses tensors that share memory.
         copies = {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in tensors.items()}
         save_file(copies, folder / f"{name}.safetensors")
+    _write_manifest(folder, state, format_=FORMAT)
+
+
+def _write_manifest(folder: Path, state: RunState, *, format_: int) -> None:
+    """The rest of the state, and last of all what proves that everything is there.
+
+    Shards are not read again to be hashed: it would take the main rank as long as all ranks take to write.
+    """
     record = {"step": state.step, "tensors": list(state.tensors), "info": dict(state.info)}
     (folder / _STATE).write_text(json.dumps(record, indent=1), encoding="utf-8")
-    files = {file.name: {"size": file.stat().st_size, "sha256": _hash(file)} for file in folder.iterdir()}
-    manifest = {"format": FORMAT, "step": state.step, "files": files}
+    files = {}
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = file.relative_to(folder).as_posix()
+        hashed = {} if name.startswith(f"{_SHARDS}/") else {"sha256": _hash(file)}
+        files[name] = {"size": file.stat().st_size, **hashed}
+    manifest = {"format": format_, "step": state.step, "files": files}
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    for file in folder.iterdir():
+    for file in folder.rglob("*"):
         _flush(file)
     _flush(folder)
 
@@ -152,13 +319,13 @@ def _fault(path: Path) -> str | None:
     """What is wrong with a checkpoint folder, or nothing."""
     try:
         manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT:
-            return f"its format is {manifest['format']}, this version reads {FORMAT}"
+        if manifest["format"] not in (FORMAT, SHARDED_FORMAT):
+            return f"its format is {manifest['format']}, this version reads {FORMAT} and {SHARDED_FORMAT}"
         for name, expected in manifest["files"].items():
             size = (path / name).stat().st_size
             if size != expected["size"]:
                 return f"{name} has {size} bytes, expected {expected['size']}"
-            if _hash(path / name) != expected["sha256"]:
+            if "sha256" in expected and _hash(path / name) != expected["sha256"]:
                 return f"the content of {name} has changed since it was written"
     except OSError as error:
         return f"{Path(error.filename or path).name}: {error.strerror}"

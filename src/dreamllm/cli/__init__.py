@@ -9,7 +9,7 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from dreamllm.errors import ConfigError, DreamLLMError
 from dreamllm.version import __version__
@@ -21,6 +21,7 @@ VERBS = {
     "eval": "measure what a model can do: answers, captions, pictures, illustrated documents",
     "compose": "make a new model of a language model, a vision encoder and an image decoder",
     "fuse": "make one JAM of a text parent and an image parent",
+    "data": "check, look at, shard and filter documents; `dreamllm data --help` lists how",
     "plan": "what a recipe needs: parameters, memory per GPU, tokens and steps, before anything is trained",
     "import": "turn an official DreamLLM checkpoint into a model folder",
     "export": "turn a model folder into an official DreamLLM checkpoint",
@@ -31,6 +32,8 @@ VERBS = {
 """Every verb and its line in `dreamllm --help`. The module of `show-config` is `dreamllm.cli.show_config`."""
 MODULES = {"import": "import_model", "export": "export_model"}
 """Modules that are not named like their verb, because a keyword names no module."""
+GROUPS = ("data",)
+"""Verbs with verbs of their own: `run` of their module takes the arguments as they are."""
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -65,34 +68,62 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
+    if arguments[:1] == ["--version"]:
+        print(f"dreamllm {__version__}")
+        return 0
+    return dispatch(arguments, VERBS, program="dreamllm", show_help=_help, module_of=_module_of)
+
+
+def dispatch(
+    arguments: Sequence[str],
+    verbs: Mapping[str, str],
+    *,
+    program: str,
+    show_help: Callable[[], str],
+    module_of: Callable[[str], str],
+) -> int:
+    """Run the verb that the arguments begin with, and return its exit status.
+
+    Raises:
+        ConfigError: there is no such verb.
+    """
     if not arguments:
-        print(_help(), file=sys.stderr)
+        print(show_help(), file=sys.stderr)
         return EXIT_USER_ERROR
     verb, *rest = arguments
     if verb in ("-h", "--help"):
-        print(_help())
+        print(show_help())
         return 0
-    if verb == "--version":
-        print(f"dreamllm {__version__}")
-        return 0
-    if verb not in VERBS:
-        nearest = difflib.get_close_matches(verb, VERBS, n=1, cutoff=0.5)
-        offer = f"did you mean {nearest[0]!r}?" if nearest else f"expected one of {', '.join(VERBS)}."
-        raise ConfigError(f"unknown verb {verb!r}; {offer} `dreamllm --help` describes every verb")
-    import tyro  # a quarter of a second that `dreamllm --help` need not wait for
+    if verb not in verbs:
+        nearest = difflib.get_close_matches(verb, verbs, n=1, cutoff=0.5)
+        offer = f"did you mean {nearest[0]!r}?" if nearest else f"expected one of {', '.join(verbs)}."
+        raise ConfigError(f"unknown verb {verb!r}; {offer} `{program} --help` describes every verb")
+    module = importlib.import_module(module_of(verb))
+    status: int | None
+    if verbs is VERBS and verb in GROUPS:
+        status = module.run(rest)
+    else:
+        import tyro  # a quarter of a second that `dreamllm --help` need not wait for
 
-    module = importlib.import_module(f"dreamllm.cli.{MODULES.get(verb, verb.replace('-', '_'))}")
-    status: int | None = tyro.cli(module.run, prog=f"dreamllm {verb}", args=rest)
+        status = tyro.cli(module.run, prog=f"{program} {verb}", args=rest)
     return status or 0
 
 
+def _module_of(verb: str) -> str:
+    return f"dreamllm.cli.{MODULES.get(verb, verb.replace('-', '_'))}"
+
+
+def list_verbs(verbs: Mapping[str, str]) -> str:
+    """A line a verb, for a help text."""
+    width = max(map(len, verbs)) + 2
+    return "\n".join(f"  {verb:{width}}{summary}" for verb, summary in verbs.items())
+
+
 def _help() -> str:
-    width = max(map(len, VERBS)) + 2
-    verbs = "\n".join(f"  {verb:{width}}{summary}" for verb, summary in VERBS.items())
     return (
         "usage: dreamllm [--version] [--traceback] VERB ...\n\n"
         "Train and run models that read and write illustrated documents.\n\n"
-        f"verbs:\n{verbs}\n\n"
+        f"verbs:\n{list_verbs(VERBS)}\n\n"
         "options:\n"
         "  --version    print the version\n"
         "  --traceback  show where an error was raised\n\n"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 GATE_NOT_PASSED = 1
 INTERRUPTED = 130
+PROFILED_STEPS = "profile=[3,6]"
 
 
 def run(
@@ -29,10 +30,12 @@ def run(
     resume: Literal["auto", "never", "must"] = "auto",
     only: str | None = None,
     ignore_gates: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    profile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> int:
     """Train a recipe or a family; run it again to go on where it was stopped.
 
-    Exits with 1 at a gate that is not passed, with 130 after Ctrl-C, which saves first.
+    Exits with 1 at a gate that is not passed, with 130 after Ctrl-C, which saves first. On many GPUs:
+    torchrun --nproc-per-node 8 -m dreamllm train RECIPE; see docs/scale.md.
 
     Args:
         recipe: A YAML file, a shipped recipe such as tiny/vae, or a family such as tiny.
@@ -41,13 +44,19 @@ def run(
         resume: With an earlier checkpoint in the folder: go on from it, or fail; or fail without one.
         only: Train this one run of a family.
         ignore_gates: Go on after a gate that is not passed.
+        profile: Trace four of the first steps into profile/ of the run's folder, and log the most costly
+            operators; profile=[20,22] traces others. In a family, with --only.
     """
     path = find_recipe(recipe)
+    from dreamllm.runtime.distributed import joined, ranks_of
     from dreamllm.runtime.logs import configure_logging
     from dreamllm.train import family  # late, so that `--help` does not wait for torch
 
-    configure_logging()
+    ranks = ranks_of()
+    configure_logging(0 if ranks.is_main else -1)
     record: Path | None = None
+    if profile:
+        overrides = (*overrides, _profile_override(recipe, only, is_one_run=not is_family(path)))
     if is_family(path):
         out = out or _default_out(path, load_config(family.FamilyConfig, path).name)
         runs = family.read_family(path, out, overrides)
@@ -60,11 +69,12 @@ def run(
             )
         runs = [_single(path, out, overrides)]
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, quiet=not ranks.is_main)
     records = []
-    for ended in family.train_runs(runs, record=record, resume=resume, ignore_gates=ignore_gates):
-        records.append(ended)
-        _say(ended, console)
+    with joined(ranks, timeout_min=max(run.config.parallel.timeout_min for run in runs)):
+        for ended in family.train_runs(runs, record=record, resume=resume, ignore_gates=ignore_gates):
+            records.append(ended)
+            _say(ended, console)
     console.print(results_table(records))
     return _conclude(records[-1], runs[len(records) - 1], console, ignore_gates=ignore_gates, record=record)
 
@@ -80,6 +90,15 @@ def results_table(records: "list[RunRecord]") -> Table:
             measured = ", ".join(f"{name} {value:.3g}" for name, value in record.gate.metrics.items())
         table.add_row(record.name, record.status, str(record.steps), minutes, verdict, measured)
     return table
+
+
+def _profile_override(recipe: str, only: str | None, *, is_one_run: bool) -> str:
+    if not is_one_run and only is None:
+        raise ConfigError(
+            f"--profile traces one run, but {recipe} is a family; choose one of its runs with --only, or set "
+            "profile in its recipe"
+        )
+    return PROFILED_STEPS if is_one_run else f"{only}.{PROFILED_STEPS}"
 
 
 def _single(path: Path, out: Path | None, overrides: tuple[str, ...]) -> "PlannedRun":

@@ -58,19 +58,30 @@ class Mixture:
 
     def documents(self, step: int) -> list[Document]:
         """The documents of a step."""
+        return [self.document(step, position) for position in range(self.documents_per_step)]
+
+    def document(self, step: int, position: int) -> Document:
+        """One of the documents of a step; no other is read."""
+        source, index = self._find(step, position)
+        return source[index]
+
+    def leaves_out_faults(self, step: int, position: int) -> bool:
+        """Whether a document that cannot be used is to be left out of its step."""
+        source, _ = self._find(step, position)
+        return source.on_fault == "skip"
+
+    def _find(self, step: int, position: int) -> tuple[DocumentSource, int]:
+        """The source of a document, and its index there."""
         number, phase = max(
             ((n, p) for n, p in enumerate(self._phases) if p.first_step <= step), key=lambda item: item[0]
         )
-        start = (step - phase.first_step) * self.documents_per_step
-        return [self._document(number, phase, start + i) for i in range(self.documents_per_step)]
-
-    def _document(self, number: int, phase: _Phase, index: int) -> Document:
+        index = (step - phase.first_step) * self.documents_per_step + position
         block, place = divmod(index, BLOCK)
         rng = np.random.default_rng([self._seed % 2**32, number, block])
         order = phase.dealt[rng.permutation(BLOCK)]
         source = int(order[place])
         before = block * int((phase.dealt == source).sum()) + int((order[:place] == source).sum())
-        return phase.sources[source][before]
+        return phase.sources[source], before
 
 
 def _deal(weights: list[float]) -> np.ndarray:

@@ -5,10 +5,12 @@ so the only state of the data is a number.
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from dreamllm.data.archive import DocumentArchive, GroupedArchive, open_documents
+from dreamllm.data.shuffle import GroupedOrder
 from dreamllm.document.document import Document
 from dreamllm.document.jsonl import read_documents
 from dreamllm.errors import ConfigError
@@ -17,6 +19,8 @@ from dreamllm.world.documents import ALL_DOCUMENT_KINDS, DocumentKind, make_docu
 from dreamllm.world.language import QUESTION_KINDS, CaptionStyle, QuestionKind
 from dreamllm.world.nouns import NounGroup
 from dreamllm.world.splits import Split
+
+OnFault = Literal["raise", "skip"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,13 +73,38 @@ class JsonlSourceConfig:
     kind: Literal["jsonl"] = "jsonl"
     path: Path
     """The file; picture paths in it are relative to its folder."""
-    on_fault: Literal["raise", "skip"] = "raise"
+    on_fault: OnFault = "raise"
     """What to do with a line that cannot be read; skipped lines are counted and reported at the start."""
     weight: float = 1.0
     """Share of this source among its neighbours."""
 
 
-SourceConfig = WorldSourceConfig | JsonlSourceConfig
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArchiveSourceConfig:
+    """Documents on disk in any format of `data/archive.py`; shuffled anew in every epoch."""
+
+    kind: Literal["archive"] = "archive"
+    path: Path
+    """File, folder, or pattern such as `data/*.tar`."""
+    format: str = "auto"
+    """How the documents are stored; auto finds out."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of the format."""
+    on_fault: OnFault = "raise"
+    """What a document that cannot be used does: it ends the run, or is left out of its step and named in the log."""
+    shuffle_window: int = 16
+    """Shards, files or row groups whose documents are mixed at a time: more mix better, fewer read nearby."""
+    weight: float = 1.0
+    """Share of this source among its neighbours."""
+
+    def __post_init__(self) -> None:
+        if self.shuffle_window < 1:
+            raise ConfigError(
+                f"shuffle_window is {self.shuffle_window}; expected at least 1 group at a time; raise it"
+            )
+
+
+SourceConfig = WorldSourceConfig | JsonlSourceConfig | ArchiveSourceConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,6 +120,9 @@ class PhaseConfig:
 class DocumentSource(Protocol):
     """An endless, indexed source of documents."""
 
+    on_fault: OnFault
+    """What is to be done with a document that cannot be used."""
+
     def __getitem__(self, index: int) -> Document:
         """The document at an index; a pure function of it."""
         ...
@@ -98,6 +130,8 @@ class DocumentSource(Protocol):
 
 class WorldSource:
     """Documents of the world; every index is a new one."""
+
+    on_fault: OnFault = "raise"
 
     def __init__(self, config: WorldSourceConfig, seed: int) -> None:
         self._config = config
@@ -127,6 +161,7 @@ class JsonlSource:
     """Documents of a file, epoch after epoch, each epoch in its own order."""
 
     def __init__(self, config: JsonlSourceConfig, seed: int) -> None:
+        self.on_fault: OnFault = config.on_fault
         self._documents = read_documents(config.path, on_fault=config.on_fault)
         self._seed = seed
         if len(self._documents) == 0:
@@ -138,6 +173,48 @@ class JsonlSource:
         return self._documents[int(_order(self._seed, epoch, len(self._documents))[place])]
 
 
+class ArchiveSource:
+    """Documents of an archive, epoch after epoch, each epoch in its own order.
+
+    An order is shuffled at two levels (`data/shuffle.py`): it costs memory by the shard and not by the
+    document, and a reader stays near the place it read before.
+    """
+
+    def __init__(self, config: ArchiveSourceConfig, seed: int) -> None:
+        self.on_fault: OnFault = config.on_fault
+        """What whoever reads this source does about a FaultError; the source itself always raises it."""
+        self._archive: DocumentArchive = open_documents(config.path, config.format, config.options)
+        self._window = config.shuffle_window
+        self._seed = seed
+        if len(self._archive) == 0:
+            raise ConfigError(
+                f"{config.path} holds no documents; expected at least one; check the path and the format"
+            )
+        whole = np.asarray([0, len(self._archive)], dtype=np.int64)
+        self._bounds = self._archive.bounds if isinstance(self._archive, GroupedArchive) else whole
+        self._orders: dict[int, GroupedOrder] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_orders": {}}
+
+    def __len__(self) -> int:
+        """Documents of one epoch; indices go on beyond."""
+        return len(self._archive)
+
+    def __getitem__(self, index: int) -> Document:
+        """Document `index`, counted over epochs.
+
+        Raises:
+            FaultError: it cannot be used.
+        """
+        epoch, place = divmod(index, len(self))
+        if epoch not in self._orders:
+            while len(self._orders) > 1:  # a step may reach into the next epoch
+                del self._orders[next(iter(self._orders))]
+            self._orders[epoch] = GroupedOrder(self._bounds, self._seed, epoch, window=self._window)
+        return self._archive[self._orders[epoch][place]]
+
+
 @lru_cache(maxsize=4)
 def _order(seed: int, epoch: int, size: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(size)
@@ -147,4 +224,6 @@ def build_source(config: SourceConfig, seed: int) -> DocumentSource:
     """The source a config describes."""
     if isinstance(config, WorldSourceConfig):
         return WorldSource(config, derive_seed(seed, "world") % 2**32)
+    if isinstance(config, ArchiveSourceConfig):
+        return ArchiveSource(config, derive_seed(seed, str(config.path)) % 2**32)
     return JsonlSource(config, derive_seed(seed, str(config.path)) % 2**32)

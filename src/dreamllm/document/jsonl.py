@@ -32,18 +32,25 @@ FaultKind = Literal[
     "bad_part",
     "path_outside_folder",
     "missing_image",
+    "missing_text",
     "corrupt_image",
     "wrong_image_count",
+    "duplicate_key",
+    "corrupt_archive",
+    "truncated_archive",
 ]
 _EXAMPLES_PER_KIND = 3
 
 
 class FaultError(DocumentError):
-    """A line that is not a usable document."""
+    """What should be a document and cannot be used as one."""
 
     def __init__(self, kind: FaultKind, message: str) -> None:
         super().__init__(message)
         self.kind: FaultKind = kind
+
+    def __reduce__(self) -> tuple[type["FaultError"], tuple[FaultKind, str]]:
+        return FaultError, (self.kind, str(self))  # pickling would pass the message alone
 
 
 class JsonlDocuments:
@@ -167,11 +174,17 @@ def write_documents(
 
     with replacing(path) as file:
         for number, document in enumerate(documents):
-            file.write(_document_line(document, number=number, write_picture=write_picture))
+            name = f"document {number} ({document.id!r})"
+            file.write(document_json(document, name=name, write_picture=write_picture) + b"\n")
     return path
 
 
-def _document_line(document: Document, *, number: int, write_picture: Callable[[Image], str]) -> bytes:
+def document_json(document: Document, *, name: str, write_picture: Callable[[Image], str]) -> bytes:
+    """The document as one line of JSON without its end; `write_picture` gives the path of each picture.
+
+    Raises:
+        DocumentError: it holds what JSON does not; `name` stands in the message.
+    """
     value: dict[str, Any] = {
         "id": document.id,
         "parts": [
@@ -187,7 +200,7 @@ def _document_line(document: Document, *, number: int, write_picture: Callable[[
     if document.metadata:
         value["metadata"] = document.metadata
     value["num_images"] = len(document.images)
-    return json_bytes(value, name=f"document {number} ({document.id!r})") + b"\n"
+    return json_bytes(value, name=name)
 
 
 def json_bytes(value: Any, *, name: str, indent: int | None = None) -> bytes:
@@ -230,15 +243,24 @@ def _read_line(raw: bytes, *, path: Path, line: int) -> Document:
         value = read_json(raw, name="the line")
     except DocumentError as error:
         raise FaultError("bad_json", f"{where}: {error}") from error
+    return read_document(value, where=where, find_picture=lambda name: path.parent / picture_path(name))
+
+
+def read_document(value: Any, *, where: str, find_picture: Callable[[str], Path | bytes]) -> Document:
+    """The document in a JSON value; `find_picture` gives the source of the picture at a path.
+
+    Raises:
+        FaultError: it is no document, or contradicts itself; the message starts with `where`.
+    """
     try:
-        return _read_document(value, folder=path.parent)
+        return _read_document(value, find_picture=find_picture)
     except FaultError as fault:
         raise FaultError(fault.kind, f"{where}: {fault}") from fault
     except DocumentError as error:
         raise FaultError("bad_document", f"{where}: {error}") from error
 
 
-def _read_document(value: Any, *, folder: Path) -> Document:
+def _read_document(value: Any, *, find_picture: Callable[[str], Path | bytes]) -> Document:
     match value:
         case {"parts": list(items)}:
             pass
@@ -252,7 +274,7 @@ def _read_document(value: Any, *, folder: Path) -> Document:
     parts: list[Part] = []
     for number, item in enumerate(items):
         try:
-            parts.append(_read_part(item, folder=folder))
+            parts.append(_read_part(item, find_picture=find_picture))
         except FaultError as fault:
             raise FaultError(fault.kind, f"part {number}: {fault}") from fault
         except DocumentError as error:
@@ -282,7 +304,7 @@ def _refuse_unknown(value: Mapping[str, Any], known: tuple[str, ...]) -> None:
         raise DocumentError(f"unknown keys {unknown}; expected only {list(known)}; rename or remove them")
 
 
-def _read_part(value: Any, *, folder: Path) -> Part:
+def _read_part(value: Any, *, find_picture: Callable[[str], Path | bytes]) -> Part:
     match value:
         case {"type": "text", "text": str(text)}:
             _refuse_unknown(value, ("type", "text", "role", "learn"))
@@ -291,20 +313,24 @@ def _read_part(value: Any, *, folder: Path) -> Part:
         case {"type": "image", "path": str(name)}:
             _refuse_unknown(value, ("type", "path", "role", "learn"))
             role, learn = read_role_and_learn(value)
-            return Image(source=folder / _inside(checked_text(name)), role=role, learn=learn)
+            return Image(source=find_picture(checked_text(name)), role=role, learn=learn)
     raise DocumentError(
         f"{shown(value)} cannot be read; expected {{'type': 'text', 'text': ...}} or "
         "{'type': 'image', 'path': ...}; rewrite or remove the part"
     )
 
 
-def _inside(name: str) -> PurePosixPath:
-    """A relative path that does not leave its folder, on this system or another; links are not followed."""
+def picture_path(name: str) -> PurePosixPath:
+    """A relative path that does not leave its folder, on this system or another; links are not followed.
+
+    Raises:
+        FaultError: it does.
+    """
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
     if posix.is_absolute() or windows.anchor or ".." in windows.parts or "\0" in name:
         raise FaultError(
             "path_outside_folder",
-            f"picture path {shown(name)} leaves the folder of the JSONL file; expected a relative path "
+            f"picture path {shown(name)} leaves the folder of its documents; expected a relative path "
             "without '..'; move the picture into the folder",
         )
     return posix

@@ -21,6 +21,7 @@ from dreamllm.errors import ConfigError
 from dreamllm.losses.next_token import next_token_sum
 from dreamllm.losses.total import Term
 from dreamllm.models.decoders.condition import Condition
+from dreamllm.models.decoders.draws import Generators, generators_of
 from dreamllm.models.decoders.image_decoder import ImageDecoder
 from dreamllm.models.dream_queries import DreamQueries
 from dreamllm.models.language_model import check_language_model, run_decoder
@@ -151,8 +152,9 @@ class DreamLLM(nn.Module):
     ) -> dict[str, Term]:
         """The loss terms `next_token` and `denoising`, as sums; `losses.total` divides and weighs them.
 
-        Noise is drawn from `generator`, on its device. A batch without pictures, targets or labels is no
-        special case: its empty terms are zero and every connector still gets a gradient, of zeros.
+        Noise is drawn from the seeds of the batch, a picture at a time, and where it has none from
+        `generator`, on its device. A batch without pictures, targets or labels is no special case: its empty
+        terms are zero and every connector still gets a gradient, of zeros.
         """
         hidden = self.hidden_states(batch)
         return {
@@ -170,7 +172,7 @@ class DreamLLM(nn.Module):
     def embed(self, batch: Batch) -> Float[Tensor, "B T D"]:
         """Token embeddings with the pictures' features and the dream queries in their slots."""
         embeds = self.embed_ids(batch.input_ids)
-        embeds = write_slots(embeds, self.image_embeds(batch.vision_pixels), batch.image_slots)
+        embeds = write_slots(embeds, self.project_images(self.image_features(batch)), batch.image_slots)
         return write_slots(embeds, self.dream_queries(batch.dream_slots.shape[0]), batch.dream_slots)
 
     def language_states(
@@ -201,7 +203,16 @@ class DreamLLM(nn.Module):
 
     def image_embeds(self, pixels: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N P D"]:
         """Pictures as the language model reads them."""
-        return self.visual_projector(self.vision_encoder(pixels).to(_dtype(self.visual_projector)))
+        return self.project_images(self.vision_encoder(pixels))
+
+    def image_features(self, batch: Batch) -> Float[Tensor, "N P E"]:
+        """What the vision encoder says of the pictures read, computed from pixels or cached."""
+        computed = self.vision_encoder(batch.vision_pixels)
+        return computed if batch.cached_images is None else batch.cached_images.fill(computed)
+
+    def project_images(self, features: Float[Tensor, "N P E"]) -> Float[Tensor, "N P D"]:
+        """The visual projector, on features of the vision encoder."""
+        return self.visual_projector(features.to(_dtype(self.visual_projector)))
 
     def query_embeds(self) -> Float[Tensor, "Q D"]:
         """The dream queries of one slot."""
@@ -224,9 +235,13 @@ class DreamLLM(nn.Module):
         min_snr_gamma: float | None,
     ) -> Tensor:
         condition = self.conditions(hidden, batch.dream_slots.index_select(0, batch.target_dreams))
-        latents = self.image_decoder.encode(batch.target_pixels, generator)
+        own: Generators = generators_of(batch.noise_seeds) if batch.noise_seeds else generator
+        moments = self.image_decoder.moments(batch.target_pixels)
+        if batch.cached_targets is not None:
+            moments = batch.cached_targets.fill(moments)
+        latents = self.image_decoder.latents(moments, own)
         return self.image_decoder.denoising_loss(
-            latents, condition, generator, noises_per_image=noises_per_image, min_snr_gamma=min_snr_gamma
+            latents, condition, own, noises_per_image=noises_per_image, min_snr_gamma=min_snr_gamma
         ).sum()
 
 

@@ -3,9 +3,8 @@
     embeds (B, T, d_text + d_image + 1) -> text tower  --+-- states (B, T, d_text + d_image)
                                         -> image tower --+   cross-attention both ways, after some layers
 
-The towers are the layers, norm and rotary positions of stock models; what joins them is in `cross_block.py`,
-how ids get in and logits out in `two_tower_tables.py`. In JAM-X (`text_skips_images`) the text tower does not
-read picture codes; see `text_reading.py`.
+The towers are the layers, norm and rotary positions of stock models; `cross_block.py` joins them, ids get in
+and logits out by `two_tower_tables.py`. In JAM-X the text tower reads no picture codes (`text_reading.py`).
 """
 
 from dataclasses import dataclass
@@ -161,8 +160,7 @@ class JamCrossPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    takes_segments = False
-    """Its towers see by masks of their own."""
+    takes_segments = False  # its towers see by masks of their own
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, StartedLinear):

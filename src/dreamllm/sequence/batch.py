@@ -6,6 +6,7 @@ The letters used for shapes in the whole project:
     N images read     P visual tokens     E vision width
     M images drawn    Q dream queries     C condition width    K condition tokens (Q, or a text length)
     Z latent channels h w latent size     H W pixel size       L supervised positions
+    Y channels of a VAE's moments, 2Z or Z
 """
 
 from dataclasses import dataclass, fields, replace
@@ -17,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dreamllm.errors import LayoutError
+from dreamllm.sequence.cached_pictures import CachedPictures
 from dreamllm.sequence.layout import Slots
 
 
@@ -31,12 +33,19 @@ class Sequence:
     """(T,) bool; whether the token AT this position is a target (predicted from the position before)."""
     slots: Slots
     vision_pixels: np.ndarray
-    """(N, 3, H, W) float32, normalised for the vision encoder."""
+    """(N, 3, H, W) float32, normalised for the vision encoder; without the pictures in `cached_images`."""
     target_pixels: np.ndarray
     """(M, 3, H, W) float32, [-1, 1], for the image decoder. A dream slot whose picture is only context
-    (condition dropout moved its target to an unconditional sequence) has no row here."""
+    (condition dropout moved its target to an unconditional sequence) has no row here, and neither has one in
+    `cached_targets`."""
     target_dreams: tuple[int, ...]
-    """For each row of target_pixels, the index of its dream slot in `slots.dream_starts`."""
+    """For each target, the index of its dream slot in `slots.dream_starts`."""
+    noise_seeds: tuple[int, ...] = ()
+    """For each target, what decides its noise; empty where the batch's generator does."""
+    cached_images: CachedPictures | None = None
+    """Features of pictures read that a cache knows; None where there is no cache."""
+    cached_targets: CachedPictures | None = None
+    """Moments of targets that a cache knows; None where there is no cache."""
 
     def __post_init__(self) -> None:
         length = len(self.input_ids)
@@ -51,12 +60,12 @@ class Sequence:
                 "none; a label is predicted from the position before it; begin with an unsupervised BOS"
             )
         num_dreams = len(self.slots.dream_starts)
-        if len(self.vision_pixels) != len(self.slots.image_starts) or len(self.target_pixels) != len(
-            self.target_dreams
-        ):
+        num_images = len(self.vision_pixels) + _num_cached(self.cached_images)
+        num_targets = len(self.target_pixels) + _num_cached(self.cached_targets)
+        if num_images != len(self.slots.image_starts) or num_targets != len(self.target_dreams):
             raise LayoutError(
-                f"document {self.document_id!r} has {len(self.vision_pixels)} pictures for "
-                f"{len(self.slots.image_starts)} image slots and {len(self.target_pixels)} targets for "
+                f"document {self.document_id!r} has {num_images} pictures for "
+                f"{len(self.slots.image_starts)} image slots and {num_targets} targets for "
                 f"{len(self.target_dreams)} target slots; expected equal counts; give each slot its picture"
             )
         if not set(self.target_dreams) <= set(range(num_dreams)) or len(set(self.target_dreams)) != len(
@@ -67,6 +76,15 @@ class Sequence:
                 f"{num_dreams}; expected each at most once, below that count; "
                 "point every target at a slot of its own"
             )
+        if len(self.noise_seeds) not in (0, num_targets):
+            raise LayoutError(
+                f"document {self.document_id!r} has {len(self.noise_seeds)} noise seeds for "
+                f"{num_targets} targets; expected one each, or none; give every picture its own"
+            )
+
+
+def _num_cached(cached: CachedPictures | None) -> int:
+    return 0 if cached is None else len(cached)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,14 +112,22 @@ class Batch:
     image_slots: Int[Tensor, "N P"]
     dream_slots: Int[Tensor, "M Q"]
     """Every dream slot, with or without a target."""
-    vision_pixels: Float[Tensor, "N 3 Hv Wv"]
-    target_pixels: Float[Tensor, "Mt 3 H W"]
+    vision_pixels: Float[Tensor, "Np 3 Hv Wv"]
+    """Of pictures read that `cached_images` does not know; all N without a cache."""
+    target_pixels: Float[Tensor, "Mp 3 H W"]
+    """Of targets that `cached_targets` does not know; all Mt without a cache."""
     target_dreams: Int[Tensor, " Mt"]
     """Row of `dream_slots` that conditions each target."""
     document_ids: tuple[str, ...]
     """Names, for messages."""
+    noise_seeds: tuple[int, ...] = ()
+    """What decides the noise of each target, on the host; empty where a generator decides for all."""
     segments: Segments | None = None
     """The documents as stretches, for attention without a mask; None where only the mask is known."""
+    cached_images: CachedPictures | None = None
+    """Features (P, E) of pictures read that a cache knows."""
+    cached_targets: CachedPictures | None = None
+    """Moments (Y, h, w) of targets that a cache knows."""
 
     @property
     def num_labels(self) -> int:
@@ -137,4 +163,7 @@ class Batch:
         if self.segments is not None:
             bounds = self.segments.bounds.to(device, non_blocking=True)
             moved["segments"] = Segments(bounds, self.segments.longest)
+        for name in ("cached_images", "cached_targets"):
+            if (cached := getattr(self, name)) is not None:
+                moved[name] = cached.to(device)
         return replace(self, **moved)

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-from PIL import Image as PILImage
 
 from dreamllm.data.transforms import TargetTransform, VisionTransform
 from dreamllm.document.document import Document, Image, Text
@@ -22,6 +21,7 @@ from dreamllm.errors import ConfigError, LayoutError
 from dreamllm.sequence.batch import Sequence
 from dreamllm.sequence.chat import ChatTemplate, EndOfTurn, Markup, Piece
 from dreamllm.sequence.layout import Slots, SlotSizes
+from dreamllm.sequence.picture_caches import NO_CACHES, PictureCaches, PictureReader
 from dreamllm.sequence.tokenizer import Tokenizer
 
 _Record = TypeVar("_Record", "SlotSizes", "ChatTemplate", "EncodeOptions")
@@ -65,6 +65,8 @@ class SequenceEncoder:
     vision_transform: VisionTransform
     target_transform: TargetTransform
     options: EncodeOptions = EncodeOptions()
+    caches: PictureCaches = NO_CACHES
+    """What is known of pictures in training sequences; prompts do without."""
 
     def encode(self, document: Document, *, rng: np.random.Generator | None = None) -> list[Sequence]:
         """The document as a training sequence, then one unconditional sequence a moved picture.
@@ -80,6 +82,7 @@ class SequenceEncoder:
         Raises:
             LayoutError: the sequence is longer than `options.max_length`.
             ImageError: a picture cannot be read.
+            DocumentError: a picture is not in a cache that is to know it.
             ConfigError: there is dropout but no rng.
         """
         draft = self._draft(document, supervise=True, prompt=False)
@@ -96,7 +99,13 @@ class SequenceEncoder:
                 if number < self.options.condition_dropout and target is not None:
                     moved.append(target)
                     draft.targets[dream] = None
-        return [self._finish(draft), *(self._unconditional(document.id, "", target) for target in moved)]
+        drafts = [draft, *(self._unconditional_draft(document.id, "", target) for target in moved)]
+        return [self._finish(each, self.caches) for each in drafts]
+
+    def pictures(self, document: Document) -> tuple[list[Image], list[Image]]:
+        """The pictures that training on a document reads, and those it draws; nothing is opened."""
+        draft = self._draft(document, supervise=True, prompt=False)
+        return draft.images, [target for target in draft.targets if target is not None]
 
     def encode_prompt(self, document: Document) -> Sequence:
         """The document as a prefix to continue: nothing is supervised, and no EOS closes it.
@@ -112,10 +121,10 @@ class SequenceEncoder:
 
     def unconditional(self, negative_prompt: str = "") -> Sequence:
         """What guidance moves away from: BOS, the negative prompt if any, a dream slot."""
-        return self._unconditional("unconditional", negative_prompt, None)
+        return self._finish(self._unconditional_draft("unconditional", negative_prompt, None))
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON value with everything but the tokenizer; `from_dict` is its inverse."""
+        """A JSON value with everything but tokenizer and caches; `from_dict` is its inverse."""
         return {
             "sizes": asdict(self.sizes),
             "chat": asdict(self.chat),
@@ -131,7 +140,7 @@ class SequenceEncoder:
         Raises:
             ConfigError: a key is missing or unknown.
         """
-        expected = {f.name for f in fields(cls)} - {"tokenizer"}
+        expected = {f.name for f in fields(cls)} - {"tokenizer", "caches"}
         if value.keys() != expected:
             raise ConfigError(
                 f"an encoder cannot be read from keys {sorted(value)}; expected {sorted(expected)}; "
@@ -146,11 +155,11 @@ class SequenceEncoder:
             _record(EncodeOptions, value["options"]),
         )
 
-    def _unconditional(self, document_id: str, negative_prompt: str, target: Image | None) -> Sequence:
+    def _unconditional_draft(self, document_id: str, negative_prompt: str, target: Image | None) -> "_Draft":
         draft = _Draft(document_id=document_id)
         draft.write([self.tokenizer.bos_id, *self.tokenizer.encode(negative_prompt)])
         self._write_dream_slot(draft, target, is_label=False)
-        return self._finish(draft)
+        return draft
 
     def _draft(self, document: Document, *, supervise: bool, prompt: bool) -> "_Draft":
         draft = _Draft(document_id=document.id)
@@ -223,7 +232,7 @@ class SequenceEncoder:
         draft.write([special.im_patch] * self.sizes.num_dream_queries)
         draft.write([special.dream_end])
 
-    def _finish(self, draft: "_Draft") -> Sequence:
+    def _finish(self, draft: "_Draft", caches: PictureCaches = NO_CACHES) -> Sequence:
         length = len(draft.ids)
         if length > self.options.max_length:  # before any picture is opened
             raise LayoutError(
@@ -232,6 +241,11 @@ class SequenceEncoder:
                 "expected; shorten it, leave it out, or raise max_length"
             )
         targets = {index: target for index, target in enumerate(draft.targets) if target is not None}
+        reader = PictureReader(draft.document_id, caches.on_miss)
+        vision_pixels, cached_images = reader.read(draft.images, self.vision_transform, cache=caches.vision)
+        target_pixels, cached_targets = reader.read(
+            list(targets.values()), self.target_transform, cache=caches.latents
+        )
         return Sequence(
             document_id=draft.document_id,
             input_ids=np.asarray(draft.ids, dtype=np.int64),
@@ -242,9 +256,11 @@ class SequenceEncoder:
                 image_starts=tuple(draft.image_starts),
                 dream_starts=tuple(draft.dream_starts),
             ),
-            vision_pixels=_pixels(draft.images, self.vision_transform),
-            target_pixels=_pixels(list(targets.values()), self.target_transform),
+            vision_pixels=vision_pixels,
+            target_pixels=target_pixels,
             target_dreams=tuple(targets),
+            cached_images=cached_images,
+            cached_targets=cached_targets,
         )
 
 
@@ -265,14 +281,6 @@ class _Draft:
         """Append ids that are all labels, or none of them."""
         self.ids += ids
         self.is_label += [is_label] * len(ids)
-
-
-def _pixels(images: list[Image], transform: VisionTransform | TargetTransform) -> np.ndarray:
-    pixels = np.empty((len(images), 3, transform.image_px, transform.image_px), dtype=np.float32)
-    for index, image in enumerate(images):
-        picture: PILImage.Image = image.load()
-        pixels[index] = transform(picture)
-    return pixels
 
 
 def _record(cls: type[_Record], value: dict[str, Any]) -> _Record:

@@ -10,9 +10,11 @@ from collections.abc import Sequence as SequenceOf
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dreamllm.errors import LayoutError
 from dreamllm.sequence.batch import Batch, Segments, Sequence
+from dreamllm.sequence.cached_pictures import CachedPictures
 
 _ROW_MULTIPLE = 8  # row lengths are multiples of it, which matrix units like
 
@@ -79,7 +81,6 @@ def collate(rows: SequenceOf[SequenceOf[Sequence]], pad_id: int) -> Batch:
     input_ids[places] = all_ids
     position_ids[places] = within
     document_index[places] = np.repeat(number_in_row, lengths)
-    dreams_before = _counts_before(len(sequence.slots.dream_starts) for sequence in sequences)
     slots = [(start, sequence.slots) for start, sequence in zip(starts, sequences, strict=True)]
     return Batch(
         input_ids=torch.from_numpy(input_ids.reshape(len(rows), size)),
@@ -95,17 +96,28 @@ def collate(rows: SequenceOf[SequenceOf[Sequence]], pad_id: int) -> Batch:
         ),
         vision_pixels=torch.from_numpy(np.concatenate([sequence.vision_pixels for sequence in sequences])),
         target_pixels=torch.from_numpy(np.concatenate([sequence.target_pixels for sequence in sequences])),
-        target_dreams=torch.tensor(
-            [
-                before + dream
-                for before, sequence in zip(dreams_before, sequences, strict=True)
-                for dream in sequence.target_dreams
-            ],
-            dtype=torch.int64,
-        ),
+        target_dreams=_target_dreams(sequences),
         document_ids=tuple(sequence.document_id for sequence in sequences),
+        noise_seeds=tuple(seed for sequence in sequences for seed in sequence.noise_seeds),
         segments=_segments(rows, size),
+        cached_images=CachedPictures.cat(
+            [(sequence.cached_images, len(sequence.slots.image_starts)) for sequence in sequences]
+        ),
+        cached_targets=CachedPictures.cat(
+            [(sequence.cached_targets, len(sequence.target_dreams)) for sequence in sequences]
+        ),
     )
+
+
+def _target_dreams(sequences: list[Sequence]) -> Tensor:
+    """For each target, its row among the dream slots of the batch."""
+    before = _counts_before(len(sequence.slots.dream_starts) for sequence in sequences)
+    rows = [
+        first + dream
+        for first, sequence in zip(before, sequences, strict=True)
+        for dream in sequence.target_dreams
+    ]
+    return torch.tensor(rows, dtype=torch.int64)
 
 
 def _segments(rows: SequenceOf[SequenceOf[Sequence]], size: int) -> Segments:
@@ -134,4 +146,11 @@ def _check_alike(sequences: list[Sequence]) -> None:
         raise LayoutError(
             f"sequences of {len(kinds)} kinds cannot share a batch: slot sizes and picture shapes are "
             f"{kinds}; expected one kind; encode them with one encoder"
+        )
+    drawn = [sequence for sequence in sequences if sequence.target_dreams]
+    seeded = [sequence for sequence in drawn if sequence.noise_seeds]
+    if len(seeded) not in (0, len(drawn)):
+        raise LayoutError(
+            f"{len(seeded)} of {len(drawn)} sequences with targets have noise seeds; expected all or none; "
+            "give a seed to every target, or leave the noise to a generator"
         )

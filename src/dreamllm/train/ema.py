@@ -5,10 +5,11 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 class WeightAverage:
-    """The exponential moving average of named parameters.
+    """The exponential moving average of named parameters; of sharded ones each rank keeps its part.
 
     Update number n (from 0) uses the decay min(decay, (1 + n) / (10 + n)), so that the first weights are soon
     forgotten.
@@ -25,8 +26,8 @@ class WeightAverage:
     def update(self) -> None:
         """Move the averages towards the weights as they are now."""
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        targets = [parameter.detach() for parameter in self.parameters.values()]
-        torch._foreach_lerp_(list(self.averages.values()), targets, 1.0 - decay)
+        targets = [_local(parameter.detach()) for parameter in self.parameters.values()]
+        torch._foreach_lerp_([_local(value) for value in self.averages.values()], targets, 1.0 - decay)
         self.num_updates += 1
 
     @contextmanager
@@ -43,3 +44,7 @@ class WeightAverage:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(values[name])
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

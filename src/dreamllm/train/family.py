@@ -20,6 +20,7 @@ from dreamllm.checkpoint.store import latest
 from dreamllm.config import load_config, to_dict
 from dreamllm.document.atomic import write_bytes
 from dreamllm.errors import CheckpointError, ConfigError
+from dreamllm.runtime.distributed import ranks_of
 from dreamllm.train.loop import Resume, train
 from dreamllm.train.objectives.build import build_objective
 from dreamllm.train.objectives.objective import GateResult, Objective
@@ -154,7 +155,7 @@ def train_runs(
         kept = resume if len(runs) == 1 else "auto"
         result = _train_or_skip(run, records, resume=kept, build=build)
         records[run.name] = result
-        if record is not None:
+        if record is not None and ranks_of().is_main:
             _write_records(record, records.values())
         yield result
         if result.status == "interrupted" or not (ignore_gates or result.may_go_on):
@@ -218,7 +219,8 @@ def _train_or_skip(
     kept = before if _has_begun(run) else None
     clock, began = time.time(), time.monotonic()
     objective = build(run.config, run.out_dir)
-    (run.out_dir / "gate.json").unlink(missing_ok=True)  # it speaks of a shorter run
+    if ranks_of().is_main:
+        (run.out_dir / "gate.json").unlink(missing_ok=True)  # it speaks of a shorter run
     result = train(run.config, objective, run.out_dir, resume=resume)
     minutes = (time.monotonic() - began) / 60 + ((kept.minutes or 0.0) if kept else 0.0)
     times = {"started": kept.times.get("started", clock) if kept else clock}

@@ -1,39 +1,43 @@
-"""The one training loop: every objective, every precision, every machine with one accelerator or none.
+"""The one training loop: every objective, every precision, one process or the many that torchrun starts.
 
 Reads steps, calls `step.py`, and does all the writing: metrics, samples, checkpoints, the exported result.
 What a step computes follows from (config, weights, step number) alone, so an interrupted and resumed run
-equals an uninterrupted one to the last bit on the same machine.
+equals an uninterrupted one to the last bit on the same machine. Of many ranks all train and write shards of
+checkpoints; the main one writes everything else.
 
-    out_dir/config.yaml  metrics.jsonl  samples/step-*/  checkpoints/step-*/  gate.json  model/
+    out_dir/config.yaml  metrics.jsonl  samples/step-*/  checkpoints/step-*/  profile/  gate.json  model/
 """
 
 import contextlib
 import json
 import logging
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader
 
-from dreamllm.checkpoint.store import latest, load_run, save_run
-from dreamllm.config import to_yaml
+from dreamllm.checkpoint.store import ShardedSaves, latest, load_run, save_run
+from dreamllm.config import to_dict, to_yaml
 from dreamllm.document.atomic import write_bytes
 from dreamllm.errors import CheckpointError, ConfigError
-from dreamllm.runtime.logs import stderr_console
+from dreamllm.runtime.distributed import ALONE, Ranks, joined, ranks_of
 from dreamllm.runtime.seeding import derive_seed, seed_everything
+from dreamllm.train.flops import flops_of
 from dreamllm.train.interrupt import StopRequest, leave_sigint_to_parent, stop_on_signals
+from dreamllm.train.meters import StepMeter, peak_flops
 from dreamllm.train.metrics import MetricsLog, gate_record, step_record
 from dreamllm.train.objectives.objective import GateResult, Objective
 from dreamllm.train.optim import set_lr
+from dreamllm.train.profile import StepProfiler
+from dreamllm.train.progress import RunProgress
 from dreamllm.train.run_config import RunConfig
 from dreamllm.train.run_state import Run
 from dreamllm.train.schedule import lr_factor
+from dreamllm.train.sinks import chosen_trackers, open_sinks
 from dreamllm.train.step import StepResult, optimizer_step
 
 logger = logging.getLogger(__name__)
@@ -64,21 +68,37 @@ def train(config: RunConfig, objective: Objective, out_dir: Path, *, resume: Res
     without one, `never` fails with one. Ctrl-C or SIGTERM finishes the step at hand, saves, and returns
     `interrupted`. A gate that was not passed is reported in the result; the caller says what follows from it.
 
+    Where torchrun has started many processes, all of them call this, with objectives built alike; a signal
+    to one stops all of them after the same step, and all return the same result.
+
     Raises:
         TrainingError: a loss or a gradient is not finite.
         CheckpointError: a checkpoint cannot be written, or does not belong to this run.
-        ConfigError: the device or a parameter group cannot be meant.
+        ConfigError: the device or a parameter group cannot be meant, or the objective cannot train on many
+            ranks.
     """
+    ranks = ranks_of()
+    with joined(ranks, timeout_min=config.parallel.timeout_min):
+        return _train(config, objective, out_dir, resume=resume, ranks=ranks)
+
+
+def _train(
+    config: RunConfig, objective: Objective, out_dir: Path, *, resume: Resume, ranks: Ranks
+) -> TrainResult:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    run = Run.start(config, objective, pick_device(config.device))
+    run = Run.start(config, objective, pick_device(config.device, ranks), ranks)
     start = _resume(run, out_dir / "checkpoints", resume)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    write_bytes(out_dir / "config.yaml", to_yaml(config).encode())
+    if ranks.is_main:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        write_bytes(out_dir / "config.yaml", to_yaml(config).encode())
     logger.info(objective.tables())
-    logger.info("run %s: step %d of %d on %s, in %s", config.name, start, config.steps, run.device, out_dir)
+    logger.info(
+        "run %s: step %d of %d on %s, %d ranks, in %s",
+        config.name, start, config.steps, run.device, ranks.size, out_dir,
+    )  # fmt: skip
     with (
-        MetricsLog(out_dir, step=start, tensorboard=config.tensorboard) as metrics,
+        _open_metrics(config, out_dir, start) if ranks.is_main else contextlib.nullcontext() as metrics,
         stop_on_signals() as stop,
     ):
         step, checkpoint = _train_steps(run, start, out_dir, metrics=metrics, stop=stop)
@@ -96,8 +116,11 @@ def train(config: RunConfig, objective: Objective, out_dir: Path, *, resume: Res
     return TrainResult(status="finished", step=step, checkpoint=checkpoint, gate=gate, model=model)
 
 
-def pick_device(name: str) -> torch.device:
-    """The device a config names; `auto` takes cuda, then mps, then cpu."""
+def pick_device(name: str, ranks: Ranks = ALONE) -> torch.device:
+    """The device a config names; `auto` takes cuda, then mps, then cpu. Of many ranks each has a GPU."""
+    if not ranks.is_alone and name in ("auto", "cuda"):
+        has_gpus = torch.cuda.is_available()
+        return torch.device(f"cuda:{ranks.local_rank}" if has_gpus else "cpu")
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -110,7 +133,7 @@ def pick_device(name: str) -> torch.device:
 
 def _resume(run: Run, folder: Path, resume: Resume) -> int:
     """Restore the newest checkpoint where there is one and it is wanted; the number of steps done."""
-    path = latest(folder)
+    path = run.ranks.broadcast(latest(folder) if run.ranks.is_main else None)
     if path is None:
         if resume == "must":
             raise CheckpointError(
@@ -123,42 +146,109 @@ def _resume(run: Run, folder: Path, resume: Resume) -> int:
             f"{folder} already holds {path.name}, expected no checkpoint for a new run; choose another "
             "folder, resume with auto, or delete it"
         )
+    logger.info("resuming from %s", path)
+    if not run.ranks.is_alone:
+        return run.restore_from(path)
     state = load_run(path)
     run.restore(state)
-    logger.info("resuming from %s", path)
     return state.step
 
 
 def _train_steps(
-    run: Run, start: int, out_dir: Path, *, metrics: MetricsLog, stop: StopRequest
+    run: Run, start: int, out_dir: Path, *, metrics: MetricsLog | None, stop: StopRequest
 ) -> tuple[int, Path]:
     """Every step that is left, until asked to stop; the number of steps done and their checkpoint."""
-    config, checkpoints = run.config, out_dir / "checkpoints"
+    config = run.config
     step = start
-    saved = (start, latest(checkpoints) if start else None)
-    with _progress() as progress:
-        bar = progress.add_task(config.name, total=config.steps, completed=start, loss="")
-        began = time.perf_counter()
+    saves = _Saves(run, out_dir / "checkpoints", start)
+    meter = _meter(run)
+    with (
+        RunProgress(config.name, steps=config.steps, start=start, is_main=run.ranks.is_main) as progress,
+        StepProfiler(
+            config.profile if run.ranks.is_main else None, out_dir / "profile", device=run.device
+        ) as profiler,
+        saves,
+    ):
+        meter.begin()
         for micro_batches in _read_steps(run, start, stop):
+            meter.data_ready()
             result, lr = _one_step(run, micro_batches, step)
             step += 1
-            seconds = time.perf_counter() - began
+            seconds = meter.step_done(micro_batches)
+            profiler.step_done()
+            progress.step_done(step, loss=result.loss, rates=meter.so_far())
             if step % config.log_every == 0 or step == config.steps:
-                metrics.write(step_record(result, step=step, lr=lr, seconds=seconds))
-            progress.update(bar, completed=step, loss=f"loss {result.loss:.4f}")
+                rates = meter.reading()
+                if metrics is not None:
+                    metrics.write(step_record(result, step=step, lr=lr, seconds=seconds, rates=rates))
+                progress.logged(step, loss=result.loss, rates=rates)
+            saves.settle()
             if step % config.save_every == 0:
-                saved = (step, save_run(checkpoints, run.capture(step), keep=config.keep_checkpoints))
+                saves.save(step)
             if config.sample_every is not None and step % config.sample_every == 0 and step < config.steps:
                 _sample(run, out_dir, step)
             if config.gate_every is not None and step % config.gate_every == 0 and step < config.steps:
-                metrics.write(gate_record(_gate(run, step), step=step))
-            if stop.signal_name is not None:
+                gate = _gate(run, step)
+                if metrics is not None:
+                    metrics.write(gate_record(gate, step=step))
+            if _is_to_stop(run, stop):
                 break
-            began = time.perf_counter()
-    last_step, path = saved
-    if path is None or last_step != step:
-        path = save_run(checkpoints, run.capture(step), keep=config.keep_checkpoints)
+            meter.begin()
+        path = saves.finish(step)
     return step, path
+
+
+class _Saves:
+    """The checkpoints of a run: written at once by one process, in the background by many."""
+
+    def __init__(self, run: Run, folder: Path, start: int) -> None:
+        self._run = run
+        self._folder = folder
+        keep = run.config.keep_checkpoints
+        self._sharded: ShardedSaves | None = None
+        if not run.ranks.is_alone:
+            self._sharded = ShardedSaves(
+                folder, run.ranks, keep=keep, timeout_min=run.config.parallel.timeout_min
+            )
+        self._last = (start, latest(folder) if start else None)
+
+    def save(self, step: int) -> Path:
+        """Write a checkpoint, or begin to."""
+        state = self._run.capture(step)
+        if self._sharded is None:
+            path = save_run(self._folder, state, keep=self._run.config.keep_checkpoints)
+        else:
+            path = self._sharded.begin(state)
+        self._last = (step, path)
+        return path
+
+    def finish(self, step: int) -> Path:
+        """The checkpoint of the last step, on the disk."""
+        saved, path = self._last
+        if path is None or saved != step:
+            path = self.save(step)
+        if self._sharded is not None:
+            self._sharded.finish()
+        return path
+
+    def settle(self) -> None:
+        """Let what was written in the meantime appear."""
+        if self._sharded is not None:
+            self._sharded.settle()
+
+    def __enter__(self) -> "_Saves":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.settle()
+
+
+def _is_to_stop(run: Run, stop: StopRequest) -> bool:
+    """Whether someone asked one of the ranks to stop; then it is known to all."""
+    if not run.ranks.any(flag=stop.signal_name is not None):
+        return False
+    stop.signal_name = next(name for name in run.ranks.gather(stop.signal_name) if name is not None)
+    return True
 
 
 def _one_step(run: Run, micro_batches: Sequence[Any], step: int) -> tuple[StepResult, float]:
@@ -182,6 +272,9 @@ def _one_step(run: Run, micro_batches: Sequence[Any], step: int) -> tuple[StepRe
         clip_norm=optim.clip_norm,
         precision=run.config.precision,
         scaler=run.scaler,
+        ranks=run.ranks,
+        losses=run.losses,
+        nothing=run.nothing,
     )
     if run.average is not None and not result.is_skipped:
         run.average.update()
@@ -199,15 +292,16 @@ def _read_steps(run: Run, start: int, stop: StopRequest) -> Iterator[Sequence[An
         worker_init_fn=leave_sigint_to_parent,
     )
     steps = iter(loader)
-    while True:
+    for _ in range(start, run.config.steps):
+        micro_batches: Sequence[Any] | None = None
         try:
             micro_batches = next(steps)
-        except StopIteration:
-            return
         except RuntimeError:
             # A SIGTERM to the whole process group also ends the workers; what is done so far is still saved.
             if stop.signal_name is None or run.config.num_workers == 0:
                 raise
+        if run.ranks.any(flag=micro_batches is None) or micro_batches is None:
+            _is_to_stop(run, stop)
             return
         yield micro_batches
 
@@ -217,39 +311,60 @@ def _as_it_is(micro_batches: Item) -> Item:
     return micro_batches
 
 
-def _progress() -> Progress:
-    """A bar where someone watches; nothing in a log file."""
-    console = stderr_console()
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[loss]}"),
-        console=console,
-        disable=not console.is_terminal,
+def _open_metrics(config: RunConfig, out_dir: Path, start: int) -> MetricsLog:
+    """The log of metrics, and the trackers that a run asks for."""
+    trackers = chosen_trackers(config.trackers, tensorboard=config.tensorboard)
+    sinks = open_sinks(trackers, out_dir, name=config.name, config=to_dict(config), step=start)
+    return MetricsLog(out_dir, step=start, sinks=sinks)
+
+
+def _meter(run: Run) -> StepMeter:
+    """What measures the steps of a run."""
+    noises = getattr(run.config.objective, "noises_per_image", 1)
+    return StepMeter(
+        run.device,
+        flops=flops_of(run.objective.module, noises_per_image=noises),
+        peak_flops=peak_flops(run.device, measure=run.config.measure_peak),
+        ranks=run.ranks,
     )
 
 
 @contextlib.contextmanager
-def _result_weights(run: Run, step: int, purpose: str) -> Iterator[None]:
-    """The weights others will see, averaged where there is an average; no gradients, own seeds."""
+def _result(
+    run: Run, step: int, purpose: str, *, device: torch.device | None = None
+) -> Iterator[Objective | None]:
+    """The objective with the weights others will see, averaged where there is an average; no gradients, own
+    seeds. Of many ranks the main one has it, in one piece and on the device asked for; the others have None.
+    """
     seed_everything(derive_seed(run.config.seed, step, purpose))
-    lent = contextlib.nullcontext() if run.average is None else run.average.lent()
-    with torch.no_grad(), lent:
-        yield
+    if run.ranks.is_alone:
+        lent = contextlib.nullcontext() if run.average is None else run.average.lent()
+        with torch.no_grad(), lent:
+            yield run.objective
+        return
+    run.gather()
+    if run.shown is not None:
+        run.shown.to(device or run.device)
+    with torch.no_grad():
+        yield run.shown
+    if run.shown is not None:
+        run.shown.to(torch.device("cpu"))
 
 
 def _sample(run: Run, out_dir: Path, step: int) -> None:
     folder = out_dir / "samples" / f"step-{step:08d}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with _result_weights(run, step, "sample"):
-        run.objective.sample(folder, step)
+    with _result(run, step, "sample") as objective:
+        if objective is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            objective.sample(folder, step)
 
 
 def _gate(run: Run, step: int) -> GateResult:
-    with _result_weights(run, step, "gate"):
-        gate = run.objective.gate()
+    """The same on all ranks."""
+    with _result(run, step, "gate") as objective:
+        measured = None if objective is None else objective.gate()
+    gate = run.ranks.broadcast(measured)
+    assert gate is not None  # the main rank has measured it
     verdict = "passed" if gate.passed else "NOT passed"
     logger.info("gate after step %d %s: %s", step, verdict, gate.message)
     return gate
@@ -260,15 +375,21 @@ def _finish(run: Run, out_dir: Path) -> tuple[GateResult, Path]:
     steps = run.config.steps
     _sample(run, out_dir, steps)
     gate = _gate(run, steps)
+    with _result(run, steps, "export", device=torch.device("cpu")) as objective:
+        if objective is not None:
+            _write_result(objective, gate, out_dir)
+    run.ranks.wait()
+    return gate, out_dir / "model"
+
+
+def _write_result(objective: Objective, gate: GateResult, out_dir: Path) -> None:
     record = {"passed": gate.passed, "metrics": dict(gate.metrics), "message": gate.message}
     write_bytes(out_dir / "gate.json", (json.dumps(record, indent=1) + "\n").encode())
     model, aside = out_dir / "model", out_dir / ".unfinished-model"
     if aside.exists():
         shutil.rmtree(aside)
     aside.mkdir()
-    with _result_weights(run, steps, "export"):
-        run.objective.export(aside)
+    objective.export(aside)
     if model.exists():
         shutil.rmtree(model)
     aside.rename(model)
-    return gate, model

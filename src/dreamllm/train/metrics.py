@@ -1,20 +1,26 @@
-"""Metrics of a run: one JSON line a logged step, and TensorBoard events where wanted."""
+"""Metrics of a run: one JSON line a logged step, and the same numbers to trackers where wanted."""
 
-import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from dreamllm.document.atomic import write_bytes
-from dreamllm.errors import MissingExtraError, TrainingError
+from dreamllm.errors import TrainingError
 from dreamllm.train.objectives.objective import GateResult
+from dreamllm.train.sinks import Sink
 from dreamllm.train.step import StepResult
 
 
-def step_record(result: StepResult, *, step: int, lr: float, seconds: float) -> dict[str, Any]:
-    """One line of metrics; `step` counts the steps done, `seconds` is the time of this step with its data."""
+def step_record(
+    result: StepResult, *, step: int, lr: float, seconds: float, rates: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """One line of metrics; `step` counts the steps done, `seconds` is the time of this step with its data.
+
+    `rates` is the reading of a meter over the steps since the last line (`meters.py`), whose `seconds` take
+    the place of this step's. Rates of what was supervised are those of this step.
+    """
     return {
         "step": step,
         "loss": result.loss,
@@ -24,6 +30,7 @@ def step_record(result: StepResult, *, step: int, lr: float, seconds: float) -> 
         "is_skipped": result.is_skipped,
         "seconds": round(seconds, 6),
         **{f"{name}_per_s": round(count / max(seconds, 1e-9), 3) for name, count in result.counts.items()},
+        **{name: float(f"{value:.6g}") for name, value in (rates or {}).items()},
     }
 
 
@@ -59,27 +66,31 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class MetricsLog:
-    """Appends records to `metrics.jsonl`, and to TensorBoard when it is on; use it as a context manager.
+    """Appends records to `metrics.jsonl` and passes their numbers on to sinks; use it as a context manager,
+    which closes them all.
 
     Opening drops the records after `step`: a killed run may have logged steps its checkpoint does not have.
     """
 
-    def __init__(self, folder: Path, *, step: int = 0, tensorboard: bool | None = None) -> None:
+    def __init__(self, folder: Path, *, step: int = 0, sinks: Sequence[Sink] = ()) -> None:
         path = folder / "metrics.jsonl"
         if path.exists():
             kept = [record for record in read_metrics(path) if record["step"] <= step]
             write_bytes(path, "".join(_line(record) for record in kept).encode())
-        self._events = _event_writer(folder / "tensorboard", step, tensorboard)
+        self._sinks = sinks
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record and flush it."""
         self._file.write(_line(record))
         self._file.flush()
-        if self._events is not None:
-            for name, value in record.items():
-                if isinstance(value, int | float) and name != "step":
-                    self._events.add_scalar(name.replace(".", "/"), value, record["step"])
+        values = {
+            name.replace(".", "/"): float(value)
+            for name, value in record.items()
+            if isinstance(value, int | float) and name != "step"
+        }
+        for sink in self._sinks:
+            sink.write(record["step"], values)
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -88,24 +99,9 @@ class MetricsLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
-        if self._events is not None:
-            self._events.close()
+        for sink in self._sinks:
+            sink.close()
 
 
 def _line(record: Mapping[str, Any]) -> str:
     return json.dumps(record, allow_nan=False) + "\n"
-
-
-def _event_writer(folder: Path, step: int, wanted: bool | None) -> Any:
-    """The TensorBoard writer, or none; this optional extra loads only where it is used."""
-    is_installed = importlib.util.find_spec("tensorboard") is not None
-    if wanted and not is_installed:
-        raise MissingExtraError(
-            "the run has tensorboard=true but TensorBoard is not installed, expected the train extra; run "
-            "`pip install 'dreamllm[train]'`, or set tensorboard to false or null"
-        )
-    if wanted is False or not is_installed:
-        return None
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(log_dir=str(folder), purge_step=step + 1)

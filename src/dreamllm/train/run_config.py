@@ -3,7 +3,7 @@
 This file imports no torch: a recipe can be read and checked before anything heavy is loaded.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from dreamllm.errors import ConfigError
@@ -11,6 +11,7 @@ from dreamllm.train.objectives import ObjectiveConfig
 from dreamllm.train.schedule import Schedule
 
 Precision = Literal["float32", "bfloat16", "float16"]
+Tracker = Literal["tensorboard", "wandb", "trackio"]
 
 FREE_ON_RESUME = frozenset(
     {
@@ -21,11 +22,15 @@ FREE_ON_RESUME = frozenset(
         "save_every",
         "keep_checkpoints",
         "tensorboard",
+        "trackers",
+        "measure_peak",
+        "profile",
         "num_workers",
         "num_threads",
         "device",
         "description",
         "expected_result",
+        "parallel",
     }
 )
 """Keys a resumed run may change: they move no weight, or (steps, device) are what resuming is for."""
@@ -69,6 +74,40 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ParallelConfig:
+    """How a run is spread over the processes that torchrun starts; one alone has nothing to spread."""
+
+    shard: Literal["full", "hybrid", "none"] = "full"
+    """`full`: every parameter, its gradient and its optimizer state are cut over all ranks. `hybrid`: over a
+    part of them (those of a machine, say), in `replicas` copies. `none`: every rank has a copy."""
+    replicas: int = 1
+    """Copies of a `hybrid` run; the number of machines keeps the gathering of parameters inside each."""
+    reshard_after_forward: bool = True
+    """Free the gathered parameters of a layer after its forward pass and gather them again for the backward
+    pass: less memory, more traffic."""
+    param_dtype: Literal["float32", "bfloat16"] | None = None
+    """Type in which parameters are gathered and used; none takes bfloat16 where it is the run's precision.
+    Master weights, summed gradients and the optimizer stay float32."""
+    cast_frozen: bool = False
+    """Hold the frozen eye and brush in that type too; what is exported keeps theirs."""
+    compile: bool = False
+    """Compile each layer of the language model by torch.compile; also for one process."""
+    timeout_min: int = 60
+    """Minutes a rank waits for the others; the main one samples and measures the gate meanwhile."""
+
+    def __post_init__(self) -> None:
+        _require(self.replicas >= 1, "parallel.replicas", self.replicas, "1 or more", "try the machines")
+        _require(
+            self.shard == "hybrid" or self.replicas == 1,
+            "parallel.replicas",
+            self.replicas,
+            f"1 where parallel.shard is {self.shard!r}",
+            "set parallel.shard to hybrid",
+        )
+        _require(self.timeout_min >= 1, "parallel.timeout_min", self.timeout_min, "1 or more", "try 60")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
     """One training run, whole."""
 
@@ -102,8 +141,16 @@ class RunConfig:
     """Steps between two checkpoints; the last step is always saved."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints stay on disk."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """How it is spread over many processes."""
     tensorboard: bool | None = None
     """True writes TensorBoard events and needs the extra; false does not; none does when it is installed."""
+    trackers: tuple[Tracker, ...] = ()
+    """What shows the metrics besides, each an extra of its name."""
+    measure_peak: bool = False
+    """Time some matrix products at the start where the device's own rate is not known, so that `mfu` is."""
+    profile: tuple[int, int] | None = None
+    """First and last step to trace into `profile/`, counted from where this start of the run begins."""
     description: str = ""
     """What the run is for, for a person."""
     expected_result: str = ""
@@ -117,6 +164,20 @@ class RunConfig:
         for key in ("num_threads", "sample_every", "gate_every"):
             value = getattr(self, key)
             _require(value is None or value >= 1, key, value, "1 or more, or null", "null leaves it out")
+        _require(
+            self.profile is None or 2 <= self.profile[0] <= self.profile[1],
+            "profile",
+            self.profile,
+            "two steps in order, the first 2 or more, or null",
+            "try [3, 6]",
+        )
+        _require(
+            self.tensorboard is not False or "tensorboard" not in self.trackers,
+            "tensorboard",
+            self.tensorboard,
+            "true or null where trackers names it",
+            "leave tensorboard out",
+        )
         _require(self.seed >= 0, "seed", self.seed, "0 or more", "any whole number will do")
         _require(self.num_workers >= 0, "num_workers", self.num_workers, "0 or more", "0 uses no processes")
         _require(

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dreamllm.errors import ConfigError
 from dreamllm.models.decoders.condition import Condition
+from dreamllm.models.decoders.draws import Generators, device_of, draw_rows
 from dreamllm.models.decoders.image_decoder import ImageDecoder, Noised, SamplerName
 
 
@@ -52,7 +53,7 @@ class FlowMatchingDecoder(ImageDecoder):
         self,
         latents: Float[Tensor, "M Z h w"],
         noise: Float[Tensor, "M Z h w"],
-        generator: torch.Generator | None,
+        generator: Generators,
         *,
         min_snr_gamma: float | None = None,
     ) -> Noised:
@@ -62,9 +63,13 @@ class FlowMatchingDecoder(ImageDecoder):
                 f"min_snr_gamma is {min_snr_gamma}, but the weights of min-SNR belong to diffusion with "
                 "discrete noise levels; leave it out for a flow-matching decoder"
             )
-        device = latents.device if generator is None else generator.device
-        levels = compute_density_for_timestep_sampling(
-            "logit_normal", len(latents), logit_mean=0.0, logit_std=1.0, device=device, generator=generator
+        device = device_of(generator, otherwise=latents.device)
+        levels = draw_rows(
+            len(latents),
+            generator,
+            lambda rows, g: compute_density_for_timestep_sampling(
+                "logit_normal", rows, logit_mean=0.0, logit_std=1.0, device=device, generator=g
+            ),
         ).to(latents.device, torch.float32)
         shift = self.scheduler.config.shift
         levels = shift * levels / (1 + (shift - 1) * levels)
@@ -150,5 +155,13 @@ class SanaDecoder(FlowMatchingDecoder):
             timestep=timesteps * self.transformer.config.timestep_scale,
         ).sample.float()
 
-    def _encode_raw(self, pixels: Tensor, generator: torch.Generator | None) -> Tensor:
+    @property
+    def moment_shape(self) -> tuple[int, int, int]:
+        """Z, h, w: this autoencoder has no posterior."""
+        return self.latent_shape
+
+    def _moments(self, pixels: Tensor) -> Tensor:
         return self.vae.encode(pixels).latent
+
+    def _sample_moments(self, moments: Tensor, generator: Generators) -> Tensor:
+        return moments

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from einops import rearrange
 from jaxtyping import Float
 from PIL import Image as PILImage
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from dreamllm.errors import ConfigError
 from dreamllm.losses.denoising import denoising_error
 from dreamllm.models.decoders.condition import Condition
+from dreamllm.models.decoders.draws import Generators, device_of, draw_rows
 
 SamplerName = Literal["dpm", "ddpm", "ddim", "euler"]
 """`dpm`: DPM-Solver++, 20 steps or so. `ddpm`: ancestral, the paper's, 50 to 150 steps. `ddim`: no noise.
@@ -95,6 +97,12 @@ class ImageDecoder(nn.Module, ABC):
         return self.denoiser.config.in_channels, height, width
 
     @property
+    def moment_shape(self) -> tuple[int, int, int]:
+        """Y, h, w of what the VAE says of one picture: mean and log-variance, so Y is 2Z."""
+        channels, height, width = self.latent_shape
+        return 2 * channels, height, width
+
+    @property
     def image_size(self) -> tuple[int, int]:
         """H, W of one picture, in pixels."""
         _, height, width = self.latent_shape
@@ -114,17 +122,28 @@ class ImageDecoder(nn.Module, ABC):
         return super().train(False)
 
     @torch.no_grad()
-    def encode(
-        self, pixels: Float[Tensor, "M 3 H W"], generator: torch.Generator | None
-    ) -> Float[Tensor, "M Z h w"]:
+    def encode(self, pixels: Float[Tensor, "M 3 H W"], generator: Generators) -> Float[Tensor, "M Z h w"]:
         """Latents of each picture, float32, at the scale the denoiser works in.
 
         Where the VAE has a posterior they are a sample of it.
         """
+        return self.latents(self.moments(pixels), generator)
+
+    @torch.no_grad()
+    def moments(self, pixels: Float[Tensor, "M 3 H W"]) -> Float[Tensor, "M Y h w"]:
+        """What the VAE says of each picture, in its own type and at its own scale: mean and log-variance
+        of a posterior, or the latents where it has none. No random number goes in."""
         if pixels.shape[0] == 0:  # the stock model cannot attend over an empty batch
-            return pixels.new_zeros(0, *self.latent_shape, dtype=torch.float32)
-        latents = self._encode_raw(pixels.to(self.vae.dtype), generator).float()
-        return (latents - self._latent_shift) * self.vae.config.scaling_factor
+            return pixels.new_zeros(0, *self.moment_shape, dtype=self.vae.dtype)
+        return self._moments(pixels.to(self.vae.dtype))
+
+    @torch.no_grad()
+    def latents(self, moments: Float[Tensor, "M Y h w"], generator: Generators) -> Float[Tensor, "M Z h w"]:
+        """Latents of `moments`, float32, at the scale the denoiser works in."""
+        if moments.shape[0] == 0:
+            return moments.new_zeros(0, *self.latent_shape, dtype=torch.float32)
+        raw = self._sample_moments(moments, generator).float()
+        return (raw - self._latent_shift) * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "M Z h w"]) -> Float[Tensor, "M 3 H W"]:
@@ -136,7 +155,7 @@ class ImageDecoder(nn.Module, ABC):
         self,
         latents: Float[Tensor, "M Z h w"],
         condition: Condition,
-        generator: torch.Generator | None,
+        generator: Generators,
         *,
         noises_per_image: int = 1,
         min_snr_gamma: float | None = None,
@@ -144,14 +163,21 @@ class ImageDecoder(nn.Module, ABC):
         """Error of each picture at random noise levels; its gradient reaches the condition alone.
 
         Random numbers are drawn on the generator's device, so that a CPU generator gives the same ones on
-        every machine. Several noises a picture lower the variance of the gradient for one pass of the
-        language model.
+        every machine; with a generator a picture, its error does not depend on the other pictures. Several
+        noises a picture lower the variance of the gradient for one pass of the language model.
         """
         if latents.shape[0] == 0:
-            return condition.tokens.float().sum(dim=(1, 2)) + condition.pooled.float().sum(dim=1)
+            # A denoiser that trains gets a gradient of zeros, which ranks that share it all have to give.
+            learned = [p for p in self.denoiser.parameters() if p.requires_grad]
+            nothing = sum((0 * p.float().sum() for p in learned), start=condition.tokens.new_zeros(()))
+            return condition.tokens.float().sum(dim=(1, 2)) + condition.pooled.float().sum(dim=1) + nothing
         latents = latents.repeat_interleave(noises_per_image, dim=0)
-        source = latents.device if generator is None else generator.device
-        noise = torch.randn(latents.shape, generator=generator, device=source)
+        source = device_of(generator, otherwise=latents.device)
+        noise = draw_rows(
+            len(latents),
+            generator,
+            lambda rows, g: torch.randn(rows, *latents.shape[1:], generator=g, device=source),
+        )
         noised = self.add_noise(
             latents, noise.to(latents.device, non_blocking=True), generator, min_snr_gamma=min_snr_gamma
         )
@@ -166,7 +192,7 @@ class ImageDecoder(nn.Module, ABC):
         self,
         latents: Float[Tensor, "M Z h w"],
         noise: Float[Tensor, "M Z h w"],
-        generator: torch.Generator | None,
+        generator: Generators,
         *,
         min_snr_gamma: float | None = None,
     ) -> Noised:
@@ -239,8 +265,11 @@ class ImageDecoder(nn.Module, ABC):
     def _latent_shift(self) -> float:
         return getattr(self.vae.config, "shift_factor", None) or 0.0
 
-    def _encode_raw(self, pixels: Tensor, generator: torch.Generator | None) -> Tensor:
-        return self.vae.encode(pixels).latent_dist.sample(generator)
+    def _moments(self, pixels: Tensor) -> Tensor:
+        return self.vae.encode(pixels).latent_dist.parameters
+
+    def _sample_moments(self, moments: Tensor, generator: Generators) -> Tensor:
+        return DiagonalGaussianDistribution(moments).sample(generator)  # takes one generator or one a picture
 
     def _check_request(
         self,

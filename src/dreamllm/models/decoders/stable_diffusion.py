@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dreamllm.losses.denoising import denoising_target, min_snr_weight
 from dreamllm.models.decoders.condition import Condition
+from dreamllm.models.decoders.draws import Generators, device_of, draw_rows
 from dreamllm.models.decoders.image_decoder import ImageDecoder, Noised, SamplerName
 
 
@@ -46,14 +47,18 @@ class StableDiffusionDecoder(ImageDecoder):
         self,
         latents: Float[Tensor, "M Z h w"],
         noise: Float[Tensor, "M Z h w"],
-        generator: torch.Generator | None,
+        generator: Generators,
         *,
         min_snr_gamma: float | None = None,
     ) -> Noised:
         """Noise at uniform random levels; the errors may be weighed by min-SNR."""
-        device = latents.device if generator is None else generator.device
-        levels = (0, self.scheduler.config.num_train_timesteps, latents.shape[:1])
-        timesteps = torch.randint(*levels, generator=generator, device=device)
+        device = device_of(generator, otherwise=latents.device)
+        levels = self.scheduler.config.num_train_timesteps
+        timesteps = draw_rows(
+            len(latents),
+            generator,
+            lambda rows, g: torch.randint(0, levels, (rows,), generator=g, device=device),
+        )
         timesteps = timesteps.to(latents.device, non_blocking=True)
         weight = None
         if min_snr_gamma is not None:

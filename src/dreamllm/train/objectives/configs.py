@@ -234,6 +234,12 @@ class DreamLLMObjectiveConfig:
     """Share of drawn pictures learned without their document, for classifier-free guidance."""
     learn_dream_start_in_conversations: bool = False
     mode: Literal["joint", "comprehension", "creation"] = "joint"
+    vision_cache: Path | None = None
+    """Folder of features of the pictures that are read, written by `dreamllm data cache`."""
+    latent_cache: Path | None = None
+    """The same of moments of the pictures that are drawn."""
+    on_cache_miss: Literal["raise", "compute"] = "raise"
+    """What to do with a picture that a cache does not know."""
     connector_lr_scale: float = 1.0
     """Learning rate of projectors and queries against the run's."""
     gate_vqa: float = 0.0

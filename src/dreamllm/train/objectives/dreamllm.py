@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset
+from torch import Tensor, nn
 
 from dreamllm.checkpoint.compose import compose
 from dreamllm.checkpoint.encoder import encoder_of, load_encoder, transforms_of
@@ -35,6 +34,7 @@ from dreamllm.sequence.batch import Batch
 from dreamllm.sequence.encode import EncodeOptions, SequenceEncoder
 from dreamllm.train.objectives.configs import DreamLLMObjectiveConfig
 from dreamllm.train.objectives.document_steps import DocumentSteps
+from dreamllm.train.objectives.feature_cache import open_caches
 from dreamllm.train.objectives.objective import GateResult, ParameterGroup
 from dreamllm.train.objectives.pictures import save_grid
 from dreamllm.train.objectives.whitened_start import whiten_connectors
@@ -78,9 +78,9 @@ class DreamLLMObjective:
         self._config = config
         self._device = torch.device("cpu")
         mixture = Mixture(config.phases, steps=steps, documents_per_step=config.documents_per_step, seed=seed)
-        self.data: Dataset[list[Batch]] = DocumentSteps(
+        self.data = DocumentSteps(
             mixture,
-            self._encoder,
+            replace(self._encoder, caches=open_caches(config, self.module, self._encoder)),
             steps=steps,
             row_length=config.row_length,
             rows_per_micro_batch=config.rows_per_micro_batch,
@@ -101,7 +101,7 @@ class DreamLLMObjective:
         for step in count():
             for batch in self.data[step]:
                 yield batch
-                pictures += min(batch.vision_pixels.shape[0], batch.dream_slots.shape[0])
+                pictures += min(batch.image_slots.shape[0], batch.dream_slots.shape[0])
             if pictures >= WHITENING_PICTURES:
                 return
 
@@ -226,6 +226,19 @@ class DreamLLMObjective:
         """Move the model."""
         self._device = device
         self.module.to(device)
+
+    def take_part(self, rank: int, *, num_ranks: int) -> None:
+        """Read every `num_ranks`-th document of a step."""
+        self.data = self.data.part(rank, num_ranks=num_ranks)
+
+    def nothing(self) -> Batch:
+        """A batch without labels and pictures."""
+        return self.data.nothing()
+
+    def frozen_parts(self) -> tuple[nn.Module, ...]:
+        """What reads and draws pictures."""
+        decoder = self.module.image_decoder
+        return (self.module.vision_encoder, decoder.denoiser, decoder.vae)
 
 
 def _trainable(module: torch.nn.Module) -> list[torch.nn.Parameter]:

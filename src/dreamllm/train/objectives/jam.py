@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from dreamllm.checkpoint.fused import fuse_parents, load_parents
 from dreamllm.checkpoint.jam import load_jam, load_jam_encoder, read_jam_index, save_jam
@@ -82,7 +81,7 @@ class JamObjective:
                 encoder=self._reader, retriever=build_retriever(config.retrieval)
             )
         mixture = Mixture(config.phases, steps=steps, documents_per_step=config.documents_per_step, seed=seed)
-        self.data: Dataset[list[Batch]] = DocumentSteps(
+        self.data = DocumentSteps(
             mixture,
             self._reader,
             steps=steps,
@@ -90,7 +89,7 @@ class JamObjective:
             rows_per_micro_batch=config.rows_per_micro_batch,
             seed=seed,
         )
-        self._groups = _parameter_groups(self.module, config)
+        _freeze(self.module, config)
         self.module.language_model.train()
 
     @property
@@ -114,11 +113,11 @@ class JamObjective:
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """By tower where there are two; matrices decay, vectors do not."""
-        return self._groups
+        return _parameter_groups(self.module, self._config)
 
     def tables(self) -> str:
         """Sizes."""
-        sizes = {group.name: sum(p.numel() for p in group.parameters) for group in self._groups}
+        sizes = {group.name: sum(p.numel() for p in group.parameters) for group in self.parameter_groups()}
         whole = sum(p.numel() for p in self.module.language_model.parameters())
         learned = ", ".join(f"{name} {size:,}" for name, size in sizes.items() if size)
         return f"{type(self.module.language_model).__name__}: {whole:,} parameters; trained: {learned}"
@@ -227,16 +226,36 @@ class JamObjective:
         self._device = device
         self.module.to(device)
 
+    def take_part(self, rank: int, *, num_ranks: int) -> None:
+        """Read every `num_ranks`-th document of a step."""
+        self.data = self.data.part(rank, num_ranks=num_ranks)
+
+    def nothing(self) -> Batch:
+        """A batch without labels and pictures."""
+        return self.data.nothing()
+
+    def frozen_parts(self) -> tuple[nn.Module, ...]:
+        """What reads and draws pictures."""
+        tokenizer = self.module.image_tokenizer
+        return () if tokenizer is None else (tokenizer,)
+
+
+def _freeze(model: JAM, config: JamObjectiveConfig) -> None:
+    """The parameters of a tower with a learning rate of 0 stop learning."""
+    scales = _scales(config)
+    for role, parameters in _roles(model.language_model).items():
+        if scales.get(role) == 0:
+            for parameter in parameters:
+                parameter.requires_grad_(False)
+
 
 def _parameter_groups(model: JAM, config: JamObjectiveConfig) -> list[ParameterGroup]:
-    """Every parameter of the language model in a group; those of a frozen tower stop learning."""
-    scales = {"text_tower": config.text_tower_lr_scale, "image_tower": config.image_tower_lr_scale}
+    """Every parameter of the language model that learns, in a group."""
+    scales = _scales(config)
     groups: list[ParameterGroup] = []
     for role, parameters in _roles(model.language_model).items():
         scale = scales.get(role, 1.0)
         if scale == 0:
-            for parameter in parameters:
-                parameter.requires_grad_(False)
             continue
         matrices = [p for p in parameters if p.ndim > 1]
         vectors = [p for p in parameters if p.ndim <= 1]
@@ -245,6 +264,10 @@ def _parameter_groups(model: JAM, config: JamObjectiveConfig) -> list[ParameterG
         )
         groups.append(ParameterGroup(name=f"{role}_vectors", parameters=vectors, lr_scale=scale))
     return groups
+
+
+def _scales(config: JamObjectiveConfig) -> dict[str, float]:
+    return {"text_tower": config.text_tower_lr_scale, "image_tower": config.image_tower_lr_scale}
 
 
 def _roles(language_model: nn.Module) -> dict[str, list[nn.Parameter]]:

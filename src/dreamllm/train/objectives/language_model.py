@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset
+from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dreamllm.data.mixture import Mixture
@@ -82,7 +81,7 @@ class LanguageModelObjective:
             options=EncodeOptions(max_length=config.row_length),
         )
         mixture = Mixture(config.phases, steps=steps, documents_per_step=config.documents_per_step, seed=seed)
-        self.data: Dataset[list[Batch]] = DocumentSteps(
+        self.data = DocumentSteps(
             mixture,
             self._encoder,
             steps=steps,
@@ -173,3 +172,15 @@ class LanguageModelObjective:
         """Move the model."""
         self._device = device
         self.module.to(device)
+
+    def take_part(self, rank: int, *, num_ranks: int) -> None:
+        """Read every `num_ranks`-th document of a step."""
+        self.data = self.data.part(rank, num_ranks=num_ranks)
+
+    def nothing(self) -> Batch:
+        """A batch without labels and pictures."""
+        return self.data.nothing()
+
+    def frozen_parts(self) -> tuple[nn.Module, ...]:
+        """There are none."""
+        return ()

@@ -8,7 +8,7 @@ checkpoints.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -105,4 +105,26 @@ class Objective(Protocol):
 
     def to(self, device: torch.device) -> None:
         """Move the modules; later calls of `losses`, `sample` and `gate` happen there."""
+        ...
+
+
+@runtime_checkable
+class ShardableObjective(Objective, Protocol):
+    """An objective whose documents and parameters can be spread over many ranks.
+
+    `losses` reaches every parameter that learns, with zeros where a micro-batch has nothing for it, and what
+    it does with the modules does not depend on the content of a micro-batch: ranks that share a parameter
+    have to use it together. Nothing holds on to parameters, which are replaced when they are sharded.
+    """
+
+    def take_part(self, rank: int, *, num_ranks: int) -> None:
+        """From now on `data` is this rank's part of every step."""
+        ...
+
+    def nothing(self) -> Any:
+        """A micro-batch with counts of zero."""
+        ...
+
+    def frozen_parts(self) -> Sequence[nn.Module]:
+        """Modules whose frozen parameters every rank keeps whole, because not every micro-batch runs them."""
         ...

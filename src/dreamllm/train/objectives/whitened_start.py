@@ -35,7 +35,7 @@ def whiten_connectors(model: DreamLLM, batches: Iterable[Batch], *, generator: t
             "cross-attention of Stable Diffusion's U-Net; set whiten to false"
         )
     batches = list(batches)
-    features = torch.cat([model.vision_encoder(b.vision_pixels).flatten(0, 1) for b in batches])
+    features = torch.cat([model.image_features(b).flatten(0, 1) for b in batches])
     mean, matrix = whitening(features, shrinkage=SHRINKAGE)
     table = model.language_model.get_input_embeddings().weight
     fold_into_linear(_linear(model.visual_projector), mean, matrix, float(table.std()), generator=generator)
