@@ -206,8 +206,11 @@ def test_a_batch_of_steps_is_computed_by_a_plain_callable(data: Path, tmp_path: 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_two_ray_workers_fill_the_caches_of_one_process(data: Path, tmp_path: Path) -> None:
+def test_two_ray_workers_fill_the_caches_of_one_process(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ray = pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # 15 by default: starved where other work is going on
     fill(data, tmp_path / "one")
     ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
     tasks: list[int] = []
