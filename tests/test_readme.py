@@ -13,7 +13,7 @@ import yaml
 from PIL import Image as PILImage
 
 import dreamllm
-from dreamllm.cli import VERBS
+from dreamllm.cli import GROUPS, VERBS
 from dreamllm.config import load_config
 from dreamllm.document.jsonl import read_documents
 from dreamllm.recipes import find_recipe, recipe_names
@@ -39,7 +39,12 @@ def parsed(line: str) -> tuple[str, tuple[object, ...], dict[str, object]]:
     """The verb of a command, and the arguments its `run` would get."""
     program, verb, *rest = shlex.split(line, comments=True)
     assert program == "dreamllm"
-    assert verb in VERBS
+    if verb in GROUPS:
+        verbs = importlib.import_module(f"dreamllm.cli.{verb}").VERBS
+        assert rest[0] in verbs
+        verb, rest = f"{verb}_{rest[0]}", rest[1:]
+    else:
+        assert verb in VERBS
     run = importlib.import_module(f"dreamllm.cli.{verb.replace('-', '_')}").run
     keep = functools.wraps(run)(lambda *given, **named: (given, named))
     given, named = tyro.cli(keep, args=rest)
@@ -48,7 +53,14 @@ def parsed(line: str) -> tuple[str, tuple[object, ...], dict[str, object]]:
 
 def test_there_is_something_of_every_kind() -> None:
     assert all(len(blocks(language)) >= 1 for language in ("python", "bash", "yaml", "json"))
-    assert {line.split()[1] for line in COMMANDS} == {"generate", "show-config", "train", "eval", "fuse"}
+    assert {line.split()[1] for line in COMMANDS} == {
+        "generate",
+        "show-config",
+        "train",
+        "eval",
+        "fuse",
+        "data",
+    }
 
 
 @pytest.mark.parametrize("line", COMMANDS)

@@ -91,7 +91,7 @@ class ArchiveSourceConfig:
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the format."""
     on_fault: OnFault = "raise"
-    """What a document that cannot be used does: it ends the run, or is left out of its step and named in the log."""
+    """A document that cannot be used ends the run, or is left out of its step and named in the log."""
     shuffle_window: int = 16
     """Shards, files or row groups whose documents are mixed at a time: more mix better, fewer read nearby."""
     weight: float = 1.0
