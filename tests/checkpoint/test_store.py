@@ -165,7 +165,7 @@ def _freeze_in_the_middle_of_a_save(child: subprocess.Popen[bytes], folder: Path
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         assert child.poll() is None
-        if (folder / "step-00000001").exists():
+        if any(folder.glob("step-*")):
             os.kill(child.pid, signal.SIGSTOP)
             for unfinished in folder.glob(".unfinished-*"):
                 if 0 < len(list(unfinished.iterdir())) < 20:

@@ -191,7 +191,7 @@ def new_model_folder(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as aside:
         folder = Path(aside) / "new"
         yield folder
-        for config in folder.glob("*/config.json"):
+        for config in folder.rglob("config.json"):
             write_json(config, _without_origin(read_json(config)))
         _swap_in(folder, path, old=Path(aside) / "old")
 
