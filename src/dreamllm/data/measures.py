@@ -7,14 +7,11 @@ measures documents in worker processes and gives the facts in order, so the numb
 
 import hashlib
 import multiprocessing
-import struct
-import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -26,29 +23,12 @@ from dreamllm.data.duplicates import DocumentSketch
 from dreamllm.data.sketches import THUMBNAIL_PX, repetition, text_sketch, thumbnail
 from dreamllm.data.token_count import load_counter, num_tokens
 from dreamllm.document.document import Document, Image, Text
-from dreamllm.document.images import DEFAULT_LIMITS
+from dreamllm.document.images import image_size
 from dreamllm.document.jsonl import FaultError
 from dreamllm.errors import ConfigError, DocumentError, ImageError
 
 _DOCUMENTS_PER_TASK = 32
 _TASKS_PER_WORKER = 4
-# What Pillow may raise on a damaged header; `open_image` is then asked what is wrong.
-_HEADER_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    EOFError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-    PILImage.DecompressionBombError,
-    PILImage.DecompressionBombWarning,
-)
-_HEADER_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 
 class Documents(Protocol):
@@ -226,7 +206,7 @@ def _look(image: Image, *, decode: bool) -> tuple[PictureFacts, np.ndarray]:
     try:
         data = _bytes(image)
         picture = image.load() if decode else None
-        width, height = picture.size if picture is not None else _header_size(image, data)
+        width, height = picture.size if picture is not None else image_size(image.source)
     except ImageError as error:
         is_missing = isinstance(image.source, Path) and not image.source.exists()
         raise FaultError("missing_image" if is_missing else "corrupt_image", str(error)) from error
@@ -253,20 +233,6 @@ def _bytes(image: Image) -> bytes:
             f"picture {source} cannot be read: {reason}; expected a readable file; "
             "restore it, or remove the document"
         ) from error
-
-
-def _header_size(image: Image, data: bytes) -> tuple[int, int]:
-    """Width and height as the file says; where that says nothing good, decoding tells what is wrong."""
-    if isinstance(image.source, PILImage.Image):
-        return image.source.size
-    try:
-        with PILImage.open(BytesIO(data), formats=_HEADER_FORMATS) as opened:
-            width, height = opened.size
-    except _HEADER_ERRORS:
-        return image.load().size
-    if width * height > DEFAULT_LIMITS.max_pixels or min(width, height) < 1:
-        return image.load().size
-    return width, height
 
 
 def _digest(data: bytes) -> int:

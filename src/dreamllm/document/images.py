@@ -37,6 +37,7 @@ _DECODE_ERRORS = (
     struct.error,
     zlib.error,
     PILImage.DecompressionBombError,
+    PILImage.DecompressionBombWarning,
 )
 
 _ORIENTATION_TAG = 0x0112
@@ -98,6 +99,27 @@ def open_image(source: PILImage.Image | bytes | Path, limits: ImageLimits = DEFA
             raise _corrupt(name, error) from error
         with image:
             return _decode(image, limits=limits, name=name)
+
+
+def image_size(
+    source: PILImage.Image | bytes | Path, limits: ImageLimits = DEFAULT_LIMITS
+) -> tuple[int, int]:
+    """Width and height as the file says, with no pixel decoded; where that says nothing good, by decoding.
+
+    Raises:
+        ImageError: as `open_image`.
+    """
+    if isinstance(source, PILImage.Image):
+        return source.size
+    with _open_stream(source, name=_name(source)) as stream:
+        try:
+            with PILImage.open(stream, formats=_FORMATS) as opened:
+                width, height = opened.size
+        except _DECODE_ERRORS:
+            width, height = 0, 0
+    if width * height > limits.max_pixels or min(width, height) < limits.min_side_px:
+        return open_image(source, limits).size
+    return width, height
 
 
 def png_bytes(image: PILImage.Image) -> bytes:
