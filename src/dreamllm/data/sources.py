@@ -74,7 +74,8 @@ class JsonlSourceConfig:
     path: Path
     """The file; picture paths in it are relative to its folder."""
     on_fault: OnFault = "raise"
-    """What to do with a line that cannot be read; skipped lines are counted and reported at the start."""
+    """Lines that cannot be read end the run, or are counted and reported at the start; documents that do not
+    fit into a sequence end it, or are left out of their step and named in the log."""
     weight: float = 1.0
     """Share of this source among its neighbours."""
 
