@@ -102,6 +102,18 @@ def test_a_record_may_be_changed_without_changing_the_cache(tmp_path: Path) -> N
     assert torch.equal(cache.get(digest(1)), record(1))
 
 
+def test_a_view_is_the_record_where_it_lies(tmp_path: Path) -> None:
+    fill(tmp_path, range(2))
+    cache = FeatureCache(tmp_path)
+
+    assert torch.equal(cache.view(digest(1)), record(1))
+    places = [
+        found.data_ptr() for found in (cache.view(digest(1)), cache.view(digest(1)), cache.get(digest(1)))
+    ]
+    assert places[0] == places[1] != places[2]
+    assert cache.view(digest(20)) is None
+
+
 def _fill_and_raise(folder: Path, error: BaseException) -> None:
     with FeatureCacheWriter(folder, SPEC, shard_bytes=3 * 24) as writer:
         for number in range(8):

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -132,3 +134,72 @@ def test_files_of_a_path(tmp_path: Path) -> None:
     assert names(tmp_path / "**" / "*.x") == ["a.x", "b.x", "c.x"]
     with pytest.raises(ConfigError, match="holds no files"):
         names(tmp_path / "none.x")
+
+
+SLOW_BUILDER = """
+import logging, sys
+from pathlib import Path
+import numpy as np
+from dreamllm.data.index import FileScan, find_files, index_files
+
+def scan(path):
+    print("scans", path.name, flush=True)
+    sys.stdin.readline()
+    return FileScan(groups=(1,), rows=np.asarray([[7]]))
+
+logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+index = index_files(find_files(Path(sys.argv[1]), (".x",)), scan, reader="test")
+print("has", [int(index.row(*index.locate(at))[0]) for at in range(len(index))], flush=True)
+"""
+
+
+def builder(folder: Path) -> subprocess.Popen[str]:
+    """A process that indexes a folder, and needs a line of input for every file that it scans."""
+    return subprocess.Popen(
+        [sys.executable, "-c", SLOW_BUILDER, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+    )
+
+
+def say(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_of_two_processes_one_builds_and_the_other_takes_over_if_it_is_killed(
+    tmp_path: Path, is_killed: bool
+) -> None:
+    write(tmp_path, a="7", b="7")
+    with builder(tmp_path) as first:
+        assert say(first) == "scans a.x"
+        with builder(tmp_path) as second:
+            assert say(second).startswith("another process builds the index; waiting until it lets ")
+            assert first.stdin is not None
+            assert second.stdin is not None
+            if is_killed:
+                first.kill()
+                told = [say(second)]
+                second.stdin.write("\n\n")
+                told += [say(second), say(second)]
+                assert told == ["scans a.x", "scans b.x", "has [7, 7]"]
+            else:
+                first.stdin.write("\n\n")
+                assert [say(first), say(first)] == ["scans b.x", "has [7, 7]"]
+                assert say(second) == "has [7, 7]"  # and scanned nothing
+            assert second.wait() == 0
+
+
+def test_an_index_that_fits_is_read_where_nothing_can_be_written(tmp_path: Path) -> None:
+    write(tmp_path, a="1 2")
+    opened(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    for lock in (tmp_path / ".dreamllm").glob("*.lock"):
+        lock.unlink()
+
+    assert values(opened(tmp_path)[1]) == [1, 2]
+
+    assert [path for path in before if path.suffix != ".lock"] == sorted(tmp_path.rglob("*"))

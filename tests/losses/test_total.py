@@ -42,6 +42,17 @@ def test_the_gradient_of_a_sum_is_its_weight_over_its_count():
     assert value.grad.item() == pytest.approx(10 / 5)
 
 
+def test_items_are_summed_together_and_by_document():
+    losses = torch.tensor([1.0, 2.0, 4.0, 8.0], requires_grad=True)
+
+    term = Term.of_items(losses, torch.tensor([2, 0, 2, 0]), num_documents=3)
+
+    assert (term.sum.item(), term.count) == (15.0, 4)
+    assert term.by_document.tolist() == [[10.0, 0.0, 5.0], [2.0, 0.0, 2.0]]
+    assert term.sum.requires_grad
+    assert not term.by_document.requires_grad
+
+
 @pytest.mark.parametrize(
     ("counts", "weights", "message"),
     [

@@ -21,6 +21,7 @@ from torch.testing import assert_close
 from dreamllm.errors import ConfigError
 from dreamllm.losses.total import DREAMLLM_WEIGHTS, total
 from dreamllm.models.dreamllm import DreamLLMConfig
+from dreamllm.sequence.pixels import Pixels
 
 LANGUAGE_MODELS = pytest.mark.parametrize("language_model", [llama, qwen3])
 
@@ -28,7 +29,7 @@ LANGUAGE_MODELS = pytest.mark.parametrize("language_model", [llama, qwen3])
 def plain_loss(model, batch, seed):
     """Sections 3.1 and 3.2 of the paper for unpacked rows, one row and one picture at a time."""
     language_model, decoder = model.language_model, model.image_decoder
-    images, drawn = iter(batch.vision_pixels), 0
+    images, drawn = iter(batch.vision_pixels.scaled()), 0
     token_losses, conditions = [], []
     labels = dict(zip(batch.label_positions.tolist(), batch.labels.tolist(), strict=True))
     length = batch.input_ids.shape[1]
@@ -55,7 +56,7 @@ def plain_loss(model, batch, seed):
             conditions.append(states @ model.condition_projector.weight.T)
             drawn += 1
     draw = torch.Generator().manual_seed(seed)
-    posterior = decoder.vae.encode(batch.target_pixels).latent_dist
+    posterior = decoder.vae.encode(batch.target_pixels.scaled()).latent_dist
     latents = (
         0.18215
         * (posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=draw)).detach()
@@ -162,9 +163,14 @@ def test_a_batch_without_pictures_targets_or_labels_is_no_special_case(document,
 
 def test_a_dream_slot_without_a_target_conditions_nothing():
     model, whole = dreamllm(), batch_of([[STORY]], 30)
-    batch = replace(whole, target_dreams=torch.tensor([1]), target_pixels=whole.target_pixels[1:])
+    batch = replace(
+        whole,
+        target_dreams=torch.tensor([1]),
+        target_documents=whole.target_documents[1:],
+        target_pixels=Pixels(whole.target_pixels.levels[1:]),
+    )
     draw = torch.Generator().manual_seed(0)
-    latents = model.image_decoder.encode(batch.target_pixels, draw)
+    latents = model.image_decoder.encode(batch.target_pixels.scaled(), draw)
     second = model.conditions(model.hidden_states(whole), whole.dream_slots)[1:]
     expected = model.image_decoder.denoising_loss(latents, second, draw, noises_per_image=2)
 
@@ -192,7 +198,7 @@ def test_the_parts_for_generation_are_those_of_training():
     model, batch = dreamllm(), batch_of([[CAPTION]], len(CAPTION))
     embeds = model.embed(batch)[0]
 
-    image = model.image_embeds(batch.vision_pixels)
+    image = model.image_embeds(batch.vision_pixels.scaled())
     ids = model.embed_ids(batch.input_ids)[0]
 
     assert_close(embeds, torch.cat([ids[:2], image[0], ids[2 + NUM_PATCHES :]]))

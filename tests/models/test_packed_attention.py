@@ -13,6 +13,7 @@ from dreamllm.models.packed_attention import NAME, attention_of, packed_attentio
 from dreamllm.sequence.batch import Batch, Segments, Sequence
 from dreamllm.sequence.layout import Slots, SlotSizes
 from dreamllm.sequence.packing import collate
+from dreamllm.sequence.pixels import Pixels
 
 LENGTHS = ((4, 6, 3), (5,), (6, 6))
 
@@ -20,7 +21,7 @@ LENGTHS = ((4, 6, 3), (5,), (6, 6))
 def packed(lengths: tuple[tuple[int, ...], ...] = LENGTHS) -> Batch:
     """Rows of documents of words, padded to one length."""
     rng = np.random.default_rng(0)
-    empty = np.empty((0, 3, 4, 4), dtype=np.float32)
+    empty = Pixels.of([], image_px=4)
     rows = [
         [
             Sequence(

@@ -17,6 +17,7 @@ from transformers import (
 from dreamllm.models.decoders.stable_diffusion import StableDiffusionDecoder
 from dreamllm.models.dreamllm import DreamLLM, DreamLLMConfig
 from dreamllm.sequence.batch import Batch
+from dreamllm.sequence.pixels import Pixels
 
 VOCAB = 48
 NUM_QUERIES = 3
@@ -129,6 +130,7 @@ def batch_of(rows: list[list[list[int]]], length: int) -> Batch:
     ids = torch.zeros(len(rows), length, dtype=torch.long)
     positions, document = torch.zeros_like(ids), torch.zeros_like(ids)
     label_positions, labels, image_slots, dream_slots = [], [], [], []
+    label_documents, target_documents, number_of_documents = [], [], 0
     for row, documents in enumerate(rows):
         start = 0
         for number, tokens in enumerate(documents, start=1):
@@ -141,11 +143,14 @@ def batch_of(rows: list[list[list[int]]], length: int) -> Batch:
                 if offset > 0 and (token < PATCH or token == DREAM_START):
                     label_positions.append(here - 1)
                     labels.append(token)
+                    label_documents.append(number_of_documents)
                 if token == IM_START:
                     image_slots.append([here + 1 + i for i in range(NUM_PATCHES)])
                 if token == DREAM_START:
                     dream_slots.append([here + 1 + i for i in range(NUM_QUERIES)])
+                    target_documents.append(number_of_documents)
             start = end
+            number_of_documents += 1
     num_images, num_dreams = len(image_slots), len(dream_slots)
     return Batch(
         input_ids=ids,
@@ -155,10 +160,13 @@ def batch_of(rows: list[list[list[int]]], length: int) -> Batch:
         labels=torch.tensor(labels, dtype=torch.long),
         image_slots=torch.tensor(image_slots, dtype=torch.long).reshape(num_images, NUM_PATCHES),
         dream_slots=torch.tensor(dream_slots, dtype=torch.long).reshape(num_dreams, NUM_QUERIES),
-        vision_pixels=torch.stack([picture(i) for i in range(num_images)] or [picture(0)])[:num_images],
-        target_pixels=torch.stack([picture(50 + i) for i in range(num_dreams)] or [picture(0)])[:num_dreams],
+        vision_pixels=Pixels(torch.stack([picture(i) for i in range(num_images or 1)])[:num_images]),
+        target_pixels=Pixels(torch.stack([picture(50 + i) for i in range(num_dreams or 1)])[:num_dreams]),
         target_dreams=torch.arange(num_dreams),
-        document_ids=tuple(f"document-{i}" for i in range(sum(len(r) for r in rows))),
+        label_documents=torch.tensor(label_documents, dtype=torch.long),
+        target_documents=torch.tensor(target_documents, dtype=torch.long),
+        document_ids=tuple(f"document-{i}" for i in range(number_of_documents)),
+        sources=("",) * number_of_documents,
     )
 
 

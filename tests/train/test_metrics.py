@@ -11,6 +11,7 @@ RESULT = StepResult(
     loss=3.0,
     terms={"next_token": 1.0, "denoising": 0.2},
     counts={"next_token": 50, "denoising": 4},
+    by_source={},
     grad_norm=0.7,
     is_skipped=False,
 )

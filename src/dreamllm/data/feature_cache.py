@@ -146,6 +146,15 @@ class FeatureCache:
         Raises:
             DocumentError: its shard is damaged; the message names it.
         """
+        record = self.view(digest)
+        return None if record is None else record.clone()
+
+    def view(self, digest: bytes) -> Tensor | None:
+        """The record as it lies in the mapped file, for who copies it anyway: nobody may write to it.
+
+        Raises:
+            DocumentError: its shard is damaged; the message names it.
+        """
         place = self._place(digest)
         if place is None:
             return None
@@ -153,7 +162,7 @@ class FeatureCache:
         shard = self._shards.get(name)
         if shard is None:
             shard = self._shards[name] = _Shard.open(self.folder / name, self.spec)
-        record = shard.records[row].clone()
+        record = shard.records[row]
         if checksum(record) != int(shard.checksums[row]):
             raise _damaged(self.folder / name, f"record {row} is not what was written")
         return record

@@ -2,11 +2,12 @@
 
     FOLDER/READER-xxxxxxxxxxxx.json    the catalog: every file with size, time of change and its documents
     FOLDER/NAME-xxxxxxxxxxxx.npy       a table of int64 a file: one row a document, columns as a reader likes
+    FOLDER/*.lock                      empty; held by the process that builds, while others wait for it
 
 The folder is `.dreamllm` beside the data unless one is given; beside the data it may be moved and copied with
 them. A file whose size or time changed is read through again, all others keep their tables; an interrupted
 first reading goes on where the catalog ends. Opening an unchanged archive costs the catalog and one `stat` a
-file.
+file. Of several processes one builds; a killed one loses its lock, and another goes on.
 """
 
 import hashlib
@@ -15,23 +16,27 @@ import logging
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from filelock import FileLock, Timeout
 from jaxtyping import Int64
 
-from dreamllm.document.atomic import replacing, write_bytes
-from dreamllm.errors import ConfigError, DocumentError
+from dreamllm.document.atomic import replacing, write_bytes, writing
+from dreamllm.errors import ConfigError, DiskError, DocumentError
 
 logger = logging.getLogger(__name__)
 
 INDEX_FOLDER: Final = ".dreamllm"
 _VERSION: Final = 1
 _SAVE_EVERY_S: Final = 30.0
+_LOOK_EVERY_S: Final = 0.2
+"""How often whoever waits for a lock tries it."""
 _OPEN_TABLES: Final = 64
 
 
@@ -88,7 +93,10 @@ class TableFiles:
 def write_table(path: Path, rows: Int64[np.ndarray, "n k"]) -> None:
     """Write a table that `TableFiles` reads; the file appears whole or not at all."""
     with replacing(path) as file:
-        np.save(file, np.ascontiguousarray(rows, dtype="<i8"), allow_pickle=False)
+        table = np.ascontiguousarray(rows, dtype="<i8")
+        # np.save would write past the file object, and lose the reason when the disk is full
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(table))
+        file.write(table.data)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -164,44 +172,25 @@ def index_files(
     `reader` names what a scan depends on besides its file: the format and those options that matter to it.
 
     Raises:
-        DocumentError: a file cannot be read, or the index cannot be written.
+        DocumentError: a file cannot be read.
+        DiskError: the index cannot be written.
     """
     root = files[0].parent
     folder = root / INDEX_FOLDER if folder is None else folder
     catalog = index_path(folder, root / reader.split()[0], root=root, purpose=reader, suffix=".json")
-    known = _read_catalog(catalog)
-    entries: dict[str, dict[str, Any]] = {}
-    saved, scanned = time.monotonic(), 0
-    names = [os.path.relpath(file, root) for file in files]
     tables = tuple(index_path(folder, file, root=root, purpose=reader, suffix=".npy") for file in files)
-    for file, name, table in zip(files, names, tables, strict=True):
-        stamp = _stamp(file)
-        entry = known.get(name)
-        if entry is None or [entry["size"], entry["mtime_ns"]] != stamp:
-            found = _scan(scan, file)
-            if found.rows is not None:
-                _keep(partial(write_table, table, found.rows))
-            entry = {
-                "size": stamp[0],
-                "mtime_ns": stamp[1],
-                "groups": list(found.groups),
-                "faults": found.faults,
-            }
-            scanned += 1
-        entries[name] = entry
-        if scanned and time.monotonic() - saved > _SAVE_EVERY_S:
-            _write_catalog(catalog, {**known, **entries})
-            saved = time.monotonic()
-            logger.info("indexed %d of %d files of %s", len(entries), len(files), root)
-    if scanned:
-        _write_catalog(catalog, {**known, **entries})
-    groups = [entries[name]["groups"] for name in names]
+    entries = _known_entries(catalog, files, root)
+    if None in entries:
+        with building(catalog):  # what another process built meanwhile is known now
+            entries = _build(catalog, files, tables, scan, root=root)
+    known = [entry for entry in entries if entry is not None]
+    groups = [entry["groups"] for entry in known]
     index = FileIndex(
         files=tuple(files),
         tables=tables,
         bounds=_cumulative([size for sizes in groups for size in sizes if size]),
         first=_cumulative([sum(sizes) for sizes in groups]),
-        num_faults=sum(entry["faults"] for entry in entries.values()),
+        num_faults=sum(entry["faults"] for entry in known),
     )
     if index.num_faults:
         logger.warning("%s: %d of %d documents cannot be used", root, index.num_faults, len(index))
@@ -214,6 +203,71 @@ def index_path(folder: Path, file: Path, *, root: Path, purpose: str, suffix: st
     parts = (str(_VERSION), purpose, home, os.path.relpath(file, root))
     digest = hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
     return folder / f"{file.name}-{digest[:12]}{suffix}"
+
+
+@contextmanager
+def building(path: Path) -> Iterator[None]:
+    """Around what builds `path`: one process at a time, all others wait here. The lock of one that ends, in
+    whatever way, is free.
+
+    Raises:
+        DiskError: the folder takes no files.
+    """
+    file = path.with_suffix(".lock")
+    lock = FileLock(file)
+    _keep(partial(_acquire, lock, file))
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _acquire(lock: FileLock, file: Path) -> None:
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.info("another process builds the index; waiting until it lets %s go", file)
+            lock.acquire(poll_interval=_LOOK_EVERY_S)
+
+
+def _known_entries(catalog: Path, files: Sequence[Path], root: Path) -> list[dict[str, Any] | None]:
+    """What the catalog says of each file; None of those that it does not know as they are."""
+    known = _read_catalog(catalog)
+    entries = [known.get(os.path.relpath(file, root)) for file in files]
+    return [
+        entry if entry is not None and [entry["size"], entry["mtime_ns"]] == _stamp(file) else None
+        for file, entry in zip(files, entries, strict=True)
+    ]
+
+
+def _build(
+    catalog: Path,
+    files: Sequence[Path],
+    tables: Sequence[Path],
+    scan: Callable[[Path], FileScan],
+    *,
+    root: Path,
+) -> list[dict[str, Any] | None]:
+    """Entries of all files, those that the catalog does not know by scanning them."""
+    entries = _known_entries(catalog, files, root)
+    kept, saved = _read_catalog(catalog), time.monotonic()
+    for number, (file, table) in enumerate(zip(files, tables, strict=True)):
+        if entries[number] is not None:
+            continue
+        size, mtime_ns = _stamp(file)
+        found = _scan(scan, file)
+        if found.rows is not None:
+            _keep(partial(write_table, table, found.rows))
+        entry = {"size": size, "mtime_ns": mtime_ns, "groups": list(found.groups), "faults": found.faults}
+        entries[number] = kept[os.path.relpath(file, root)] = entry
+        if time.monotonic() - saved > _SAVE_EVERY_S:
+            _write_catalog(catalog, kept)
+            saved = time.monotonic()
+            logger.info("indexed %d of %d files of %s", number + 1, len(files), root)
+    _write_catalog(catalog, kept)
+    return entries
 
 
 def _scan(scan: Callable[[Path], FileScan], file: Path) -> FileScan:
@@ -255,8 +309,8 @@ def _write_catalog(path: Path, entries: dict[str, dict[str, Any]]) -> None:
 def _keep(write: Callable[[], None]) -> None:
     try:
         write()
-    except DocumentError as error:
-        raise ConfigError(
+    except DiskError as error:
+        raise DiskError(
             f"the index of the documents cannot be kept: {error}; or give another place with the option "
             "index_folder"
         ) from error

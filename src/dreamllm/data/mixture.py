@@ -58,20 +58,11 @@ class Mixture:
 
     def documents(self, step: int) -> list[Document]:
         """The documents of a step."""
-        return [self.document(step, position) for position in range(self.documents_per_step)]
+        places = (self.find(step, position) for position in range(self.documents_per_step))
+        return [source[index] for source, index in places]
 
-    def document(self, step: int, position: int) -> Document:
-        """One of the documents of a step; no other is read."""
-        source, index = self._find(step, position)
-        return source[index]
-
-    def leaves_out_faults(self, step: int, position: int) -> bool:
-        """Whether a document that cannot be used is to be left out of its step."""
-        source, _ = self._find(step, position)
-        return source.on_fault == "skip"
-
-    def _find(self, step: int, position: int) -> tuple[DocumentSource, int]:
-        """The source of a document, and its index there."""
+    def find(self, step: int, position: int) -> tuple[DocumentSource, int]:
+        """The source of a document of a step, and its index there; nothing is read."""
         number, phase = max(
             ((n, p) for n, p in enumerate(self._phases) if p.first_step <= step), key=lambda item: item[0]
         )

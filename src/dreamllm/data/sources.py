@@ -44,6 +44,8 @@ class WorldSourceConfig:
     """Scenes the documents may hold."""
     weight: float = 1.0
     """Share of this source among its neighbours."""
+    name: str = ""
+    """What it is called in metrics, `world` if left out; sources of one name are counted together."""
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.documents) - set(ALL_DOCUMENT_KINDS))
@@ -75,9 +77,11 @@ class JsonlSourceConfig:
     """The file; picture paths in it are relative to its folder."""
     on_fault: OnFault = "raise"
     """Lines that cannot be read end the run, or are counted and reported at the start; documents that do not
-    fit into a sequence end it, or are left out of their step and named in the log."""
+    fit into a sequence end it, or are left out of their step, counted and named in the log."""
     weight: float = 1.0
     """Share of this source among its neighbours."""
+    name: str = ""
+    """What it is called in metrics, after its path if left out; sources of one name are counted together."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,11 +96,13 @@ class ArchiveSourceConfig:
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the format."""
     on_fault: OnFault = "raise"
-    """A document that cannot be used ends the run, or is left out of its step and named in the log."""
+    """A document that cannot be used ends the run, or is left out of its step, and counted."""
     shuffle_window: int = 16
     """Shards, files or row groups whose documents are mixed at a time: more mix better, fewer read nearby."""
     weight: float = 1.0
     """Share of this source among its neighbours."""
+    name: str = ""
+    """What it is called in metrics, after its path if left out; sources of one name are counted together."""
 
     def __post_init__(self) -> None:
         if self.shuffle_window < 1:
@@ -121,6 +127,8 @@ class PhaseConfig:
 class DocumentSource(Protocol):
     """An endless, indexed source of documents."""
 
+    name: str
+    """What it is called in metrics."""
     on_fault: OnFault
     """What is to be done with a document that cannot be used."""
 
@@ -135,6 +143,7 @@ class WorldSource:
     on_fault: OnFault = "raise"
 
     def __init__(self, config: WorldSourceConfig, seed: int) -> None:
+        self.name = config.name or "world"
         self._config = config
         self._seed = seed
         self._kinds: list[DocumentKind] = [kind for kind in ALL_DOCUMENT_KINDS if kind in config.documents]
@@ -162,6 +171,7 @@ class JsonlSource:
     """Documents of a file, epoch after epoch, each epoch in its own order."""
 
     def __init__(self, config: JsonlSourceConfig, seed: int) -> None:
+        self.name = config.name or config.path.stem
         self.on_fault: OnFault = config.on_fault
         self._documents = read_documents(config.path, on_fault=config.on_fault)
         self._seed = seed
@@ -182,6 +192,7 @@ class ArchiveSource:
     """
 
     def __init__(self, config: ArchiveSourceConfig, seed: int) -> None:
+        self.name = config.name or config.path.stem
         self.on_fault: OnFault = config.on_fault
         """What whoever reads this source does about a FaultError; the source itself always raises it."""
         self._archive: DocumentArchive = open_documents(config.path, config.format, config.options)

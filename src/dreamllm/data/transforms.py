@@ -1,7 +1,9 @@
 """Pictures to arrays: one view for the vision encoder, one for the image decoder (DreamLLM, section 3.2).
 
 By default both views show the same part of a picture: the shortest side is brought to size and the centre is
-cut out. There is no random flip, which would make "left" and "right" wrong and mirror rendered text.
+cut out. There is no random flip, which would make "left" and "right" wrong and mirror rendered text. A view
+is made in two steps: `levels`, a byte a value, which is what training carries to the device, and their
+`scaling` to what a model reads.
 """
 
 from collections.abc import Mapping
@@ -9,8 +11,10 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Self, get_args
 
 import numpy as np
+import torch
 from jaxtyping import Float, Shaped
 from PIL import Image as PILImage
+from torch import Tensor
 
 from dreamllm.data.image_processors import (
     CLIP_MEAN,
@@ -22,6 +26,20 @@ from dreamllm.data.image_processors import (
     write_preprocessor,
 )
 from dreamllm.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scaling:
+    """From levels in [0, 255] to what a model reads: (levels / divisor - mean) / std, channel by channel."""
+
+    divisor: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __call__(self, levels: Shaped[Tensor, "... 3 H W"]) -> Float[Tensor, "... 3 H W"]:
+        """What a model reads, float32, on the device of the levels."""
+        mean, std = (torch.tensor(v, device=levels.device)[:, None, None] for v in (self.mean, self.std))
+        return (levels.to(torch.float32) / self.divisor).sub_(mean).div_(std)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +78,24 @@ class VisionTransform:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(known)}")
 
     def __call__(self, image: PILImage.Image) -> Float[np.ndarray, "3 H W"]:
-        """Pixels of an RGB picture, float32."""
+        """What the vision encoder reads of an RGB picture, float32."""
+        return _scaled(self.levels(image), self.scaling)
+
+    def levels(self, image: PILImage.Image) -> Shaped[np.ndarray, "3 H W"]:
+        """The view of an RGB picture before it is normalised; uint8, or float32 if not rounded."""
         side = self.resize_px or self.image_px
-        resized = _resize(
+        return _resized_centre(
             image,
             _shortest_side_to(side, image) if self.fit == "crop" else (side, side),
-            PILImage.Resampling[self.resample.upper()],
+            self.image_px,
+            resample=PILImage.Resampling[self.resample.upper()],
             is_rounded=self.is_rounded,
         )
-        pixels = _centre(resized, self.image_px) / np.float32(255)
-        mean = np.asarray(self.mean, dtype=np.float32)
-        std = np.asarray(self.std, dtype=np.float32)
-        return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1))
+
+    @property
+    def scaling(self) -> Scaling:
+        """From levels to what the vision encoder reads."""
+        return Scaling(divisor=255, mean=self.mean, std=self.std)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON value; `from_dict` is its inverse."""
@@ -121,10 +145,18 @@ class TargetTransform:
         _check_size(self.image_px)
 
     def __call__(self, image: PILImage.Image) -> Float[np.ndarray, "3 H W"]:
-        """Pixels of an RGB picture, float32, [-1, 1]."""
+        """What the image decoder draws of an RGB picture, float32, [-1, 1]."""
+        return _scaled(self.levels(image), self.scaling)
+
+    def levels(self, image: PILImage.Image) -> Shaped[np.ndarray, "3 H W"]:
+        """The view of an RGB picture before it is scaled, uint8."""
         size = _shortest_side_to(self.image_px, image)
-        pixels = _centre(_resize(image, size, PILImage.Resampling.BILINEAR), self.image_px)
-        return np.ascontiguousarray((pixels / np.float32(127.5) - np.float32(1)).transpose(2, 0, 1))
+        return _resized_centre(image, size, self.image_px, resample=PILImage.Resampling.BILINEAR)
+
+    @property
+    def scaling(self) -> Scaling:
+        """From levels to [-1, 1]."""
+        return Scaling(divisor=127.5, mean=(1, 1, 1), std=(1, 1, 1))
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON value; `from_dict` is its inverse."""
@@ -144,24 +176,30 @@ def _shortest_side_to(side: int, image: PILImage.Image) -> tuple[int, int]:
     return side * width // shortest, side * height // shortest
 
 
-def _resize(
-    image: PILImage.Image, size: tuple[int, int], resample: PILImage.Resampling, *, is_rounded: bool = True
-) -> Shaped[np.ndarray, "H W 3"]:
-    """Width and height to `size`; [0, 255], uint8 if rounded. A picture already of that size is not
-    resampled."""
-    if image.size == size:
-        return np.asarray(image)
-    if is_rounded:
-        return np.asarray(image.resize(size, resample=resample))
-    channels = [channel.convert("F").resize(size, resample=resample) for channel in image.split()]
-    return np.stack([np.asarray(channel) for channel in channels], axis=-1)
+def _resized_centre(
+    image: PILImage.Image,
+    size: tuple[int, int],
+    side: int,
+    *,
+    resample: PILImage.Resampling,
+    is_rounded: bool = True,
+) -> Shaped[np.ndarray, "3 side side"]:
+    """The square in the middle after a resize, half a pixel up and left where it cannot be exact; [0, 255],
+    uint8 if rounded. A picture already of that size is not resampled."""
+    if image.size != size and is_rounded:
+        image = image.resize(size, resample=resample)
+    left, top = (size[0] - side) // 2, (size[1] - side) // 2
+    levels = np.empty((3, side, side), np.uint8 if is_rounded else np.float32)
+    for channel, view in zip(image.split(), levels, strict=True):
+        if channel.size != size:
+            channel = channel.convert("F").resize(size, resample=resample)
+        view[:] = np.asarray(channel)[top : top + side, left : left + side]
+    return levels
 
 
-def _centre(pixels: Shaped[np.ndarray, "H W 3"], side: int) -> Float[np.ndarray, "side side 3"]:
-    """The square in the middle, half a pixel up and left where it cannot be exact; float32."""
-    height, width, _ = pixels.shape
-    top, left = (height - side) // 2, (width - side) // 2
-    return pixels[top : top + side, left : left + side].astype(np.float32)
+def _scaled(levels: Shaped[np.ndarray, "3 H W"], scaling: Scaling) -> Float[np.ndarray, "3 H W"]:
+    pixels: np.ndarray = scaling(torch.from_numpy(levels)).numpy()
+    return pixels
 
 
 def _check_size(image_px: int) -> None:

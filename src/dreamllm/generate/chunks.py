@@ -14,7 +14,7 @@ def sequence_chunk(model: DreamLLM, sequence: Sequence) -> Float[Tensor, "T D"]:
     embeds = _embed(model, sequence.input_ids.tolist())
     images = torch.from_numpy(sequence.slots.image_positions()).to(embeds.device)
     dreams = torch.from_numpy(sequence.slots.dream_positions()).to(embeds.device)
-    features = model.image_embeds(torch.from_numpy(sequence.vision_pixels).to(embeds.device))
+    features = model.image_embeds(sequence.vision_pixels.to(embeds.device).scaled())
     embeds[images] = features.to(embeds.dtype)
     embeds[dreams] = model.query_embeds().to(embeds.dtype).expand(*dreams.shape, -1)
     return embeds

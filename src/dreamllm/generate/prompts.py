@@ -95,5 +95,5 @@ def _continues_answer(document: Document) -> bool:
 
 def _digest(sequence: EncodedDocument) -> str:
     content = hashlib.sha256(sequence.input_ids.tobytes())
-    content.update(sequence.vision_pixels.tobytes())
+    content.update(sequence.vision_pixels.levels.numpy().tobytes())
     return content.hexdigest()

@@ -1,8 +1,8 @@
-"""The next-token loss: cross-entropy at the supervised positions, summed.
+"""The next-token loss: cross-entropy at the supervised positions, one number a position.
 
-Hidden states of the supervised positions flow in, one number flows out. The head is applied to a chunk of
-positions at a time and its logits are computed again in the backward pass, so that the full (L, V) table,
-which at 16 x 2048 positions and 32 thousand words takes four gigabytes, never exists.
+The head is applied to a chunk of positions at a time and its logits are computed again in the backward pass,
+so that the full (L, V) table, which at 16 x 2048 positions and 32 thousand words takes four gigabytes, never
+exists.
 """
 
 from collections.abc import Callable
@@ -16,56 +16,41 @@ from torch.utils.checkpoint import checkpoint
 Head = Callable[[Tensor], Tensor]
 """Hidden states (L, D) to logits (L, V)."""
 
-
-def cross_entropy_sum(
-    logits: Float[Tensor, "L V"], labels: Int[Tensor, " L"], weights: Float[Tensor, " L"] | None = None
-) -> Float[Tensor, ""]:
-    """Cross-entropy summed over positions, in float32 whatever the dtype of the logits."""
-    losses = F.cross_entropy(logits.float(), labels, reduction="none")
-    return losses.sum() if weights is None else (losses * weights.float()).sum()
+CHUNK_SIZE = 1024
 
 
-def log_partition_square_sum(
-    hidden: Float[Tensor, "L D"], head: Head, *, chunk_size: int = 1024
-) -> Float[Tensor, ""]:
-    """log(Z)^2 summed over positions, Z the sum of exp(logit): what keeps logits from drifting when words and
-    pictures share a head (Chameleon, arXiv:2405.09818, with weight 1e-5)."""
+def next_token_losses(
+    hidden: Float[Tensor, "L D"], head: Head, labels: Int[Tensor, " L"], *, chunk_size: int = CHUNK_SIZE
+) -> Float[Tensor, " L"]:
+    """Cross-entropy of `head(hidden)` against the labels, in float32 whatever the dtype of the logits.
 
-    def chunk_sum(states: Tensor) -> Tensor:
-        return head(states).float().logsumexp(dim=-1).square().sum()
-
-    result = torch.zeros((), device=hidden.device)
-    for start in range(0, hidden.shape[0], chunk_size):
-        result = result + checkpoint(
-            chunk_sum, hidden[start : start + chunk_size], use_reentrant=False, preserve_rng_state=False
-        )
-    return result
-
-
-def next_token_sum(
-    hidden: Float[Tensor, "L D"],
-    head: Head,
-    labels: Int[Tensor, " L"],
-    *,
-    weights: Float[Tensor, " L"] | None = None,
-    chunk_size: int = 1024,
-) -> Float[Tensor, ""]:
-    """Cross-entropy of `head(hidden)` against the labels, summed over positions in float32.
-
-    At most `chunk_size` rows of logits exist at a time. No position gives zero, connected to `hidden`.
+    At most `chunk_size` rows of logits exist at a time. No position gives no number, connected to `hidden`.
     """
 
-    def chunk_sum(states: Tensor, targets: Tensor, factors: Tensor | None) -> Tensor:
-        return cross_entropy_sum(head(states), targets, factors)
+    def of_chunk(states: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(head(states).float(), targets, reduction="none")
 
-    size = labels.shape[0]
-    if size <= chunk_size:
-        return chunk_sum(hidden, labels, weights)
-    result = torch.zeros((), device=hidden.device)
-    for start in range(0, size, chunk_size):
-        rows = slice(start, start + chunk_size)
-        factors = None if weights is None else weights[rows]
-        result = result + checkpoint(
-            chunk_sum, hidden[rows], labels[rows], factors, use_reentrant=False, preserve_rng_state=False
-        )
-    return result
+    return _by_chunks(of_chunk, hidden, labels, chunk_size=chunk_size)
+
+
+def log_partition_squares(
+    hidden: Float[Tensor, "L D"], head: Head, *, chunk_size: int = CHUNK_SIZE
+) -> Float[Tensor, " L"]:
+    """log(Z)^2 of each position, Z the sum of exp(logit): what keeps logits from drifting when words and
+    pictures share a head (Chameleon, arXiv:2405.09818, with weight 1e-5)."""
+
+    def of_chunk(states: Tensor) -> Tensor:
+        return head(states).float().logsumexp(dim=-1).square()
+
+    return _by_chunks(of_chunk, hidden, chunk_size=chunk_size)
+
+
+def _by_chunks(function: Callable[..., Tensor], *tensors: Tensor, chunk_size: int) -> Tensor:
+    """The function on all rows; where there are more than a chunk, by chunks that keep nothing for the
+    backward pass but what goes in."""
+    if len(tensors[0]) <= chunk_size:
+        return function(*tensors)
+    chunks = zip(*(tensor.split(chunk_size) for tensor in tensors), strict=True)
+    return torch.cat(
+        [checkpoint(function, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+    )

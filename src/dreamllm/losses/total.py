@@ -8,10 +8,10 @@ picture weighs the same wherever it was processed.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Self
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dreamllm.errors import TrainingError
@@ -27,6 +27,17 @@ class Term:
     sum: Float[Tensor, ""]
     count: int
     """Items summed: supervised tokens, or pictures."""
+    by_document: Float[Tensor, "2 S"] | None = None
+    """Sum and count of every document of the micro-batch, without a gradient; None where that is not told."""
+
+    @classmethod
+    def of_items(
+        cls, losses: Float[Tensor, " n"], documents: Int[Tensor, " n"], *, num_documents: int
+    ) -> Self:
+        """The term of items of which each belongs to a document, of which there are S."""
+        apart = torch.stack([losses.detach().float(), torch.ones_like(losses, dtype=torch.float32)])
+        table = torch.zeros(2, num_documents, device=losses.device).index_add_(1, documents, apart)
+        return cls(losses.sum(), len(losses), table)
 
 
 def total(

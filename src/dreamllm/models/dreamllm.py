@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dreamllm.errors import ConfigError
-from dreamllm.losses.next_token import next_token_sum
+from dreamllm.losses.next_token import next_token_losses
 from dreamllm.losses.total import Term
 from dreamllm.models.decoders.condition import Condition
 from dreamllm.models.decoders.draws import Generators, generators_of
@@ -157,11 +157,12 @@ class DreamLLM(nn.Module):
         terms are zero and every connector still gets a gradient, of zeros.
         """
         hidden = self.hidden_states(batch)
+        words = self._next_token(hidden, batch)
+        pictures = self._denoising(hidden, batch, generator, noises_per_image, min_snr_gamma)
+        size = batch.num_documents
         return {
-            "next_token": Term(self._next_token(hidden, batch), batch.num_labels),
-            "denoising": Term(
-                self._denoising(hidden, batch, generator, noises_per_image, min_snr_gamma), batch.num_targets
-            ),
+            "next_token": Term.of_items(words, batch.label_documents, num_documents=size),
+            "denoising": Term.of_items(pictures, batch.target_documents, num_documents=size),
         }
 
     def hidden_states(self, batch: Batch) -> Float[Tensor, "B T D"]:
@@ -207,7 +208,7 @@ class DreamLLM(nn.Module):
 
     def image_features(self, batch: Batch) -> Float[Tensor, "N P E"]:
         """What the vision encoder says of the pictures read, computed from pixels or cached."""
-        computed = self.vision_encoder(batch.vision_pixels)
+        computed = self.vision_encoder(batch.vision_pixels.scaled())
         return computed if batch.cached_images is None else batch.cached_images.fill(computed)
 
     def project_images(self, features: Float[Tensor, "N P E"]) -> Float[Tensor, "N P D"]:
@@ -224,7 +225,7 @@ class DreamLLM(nn.Module):
 
     def _next_token(self, hidden: Tensor, batch: Batch) -> Tensor:
         states = hidden.flatten(0, 1).index_select(0, batch.label_positions)  # (L, D)
-        return next_token_sum(states, self.logits, batch.labels)
+        return next_token_losses(states, self.logits, batch.labels)
 
     def _denoising(
         self,
@@ -236,13 +237,13 @@ class DreamLLM(nn.Module):
     ) -> Tensor:
         condition = self.conditions(hidden, batch.dream_slots.index_select(0, batch.target_dreams))
         own: Generators = generators_of(batch.noise_seeds) if batch.noise_seeds else generator
-        moments = self.image_decoder.moments(batch.target_pixels)
+        moments = self.image_decoder.moments(batch.target_pixels.scaled())
         if batch.cached_targets is not None:
             moments = batch.cached_targets.fill(moments)
         latents = self.image_decoder.latents(moments, own)
         return self.image_decoder.denoising_loss(
             latents, condition, own, noises_per_image=noises_per_image, min_snr_gamma=min_snr_gamma
-        ).sum()
+        )
 
 
 def _dtype(module: nn.Module) -> torch.dtype:

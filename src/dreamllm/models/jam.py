@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dreamllm.errors import ConfigError
-from dreamllm.losses.next_token import log_partition_square_sum, next_token_sum
+from dreamllm.losses.next_token import log_partition_squares, next_token_losses
 from dreamllm.losses.total import Term
 from dreamllm.models.image_tokenizer import ImageTokenizer
 from dreamllm.models.language_model import check_language_model, run_decoder
@@ -96,12 +96,17 @@ class JAM(nn.Module):
         """
         states = self.hidden_states(batch).flatten(0, 1).index_select(0, batch.label_positions)  # (L, D)
         is_code = batch.labels >= self.config.first_code
+        owners, size = batch.label_documents, batch.num_documents
         terms = {
-            name: Term(next_token_sum(states[chosen], self.logits, batch.labels[chosen]), int(chosen.sum()))
+            name: Term.of_items(
+                next_token_losses(states[chosen], self.logits, batch.labels[chosen]),
+                owners[chosen],
+                num_documents=size,
+            )
             for name, chosen in (("text", ~is_code), ("codes", is_code))
         }
         if z_loss:
-            terms["z"] = Term(log_partition_square_sum(states, self.logits), batch.num_labels)
+            terms["z"] = Term.of_items(log_partition_squares(states, self.logits), owners, num_documents=size)
         return terms
 
     def hidden_states(self, batch: Batch) -> Float[Tensor, "B T D"]:

@@ -6,20 +6,27 @@ The letters used for shapes in the whole project:
     N images read     P visual tokens     E vision width
     M images drawn    Q dream queries     C condition width    K condition tokens (Q, or a text length)
     Z latent channels h w latent size     H W pixel size       L supervised positions
-    Y channels of a VAE's moments, 2Z or Z
+    Y channels of a VAE's moments, 2Z or Z              S sequences of a batch, one or more a document
 """
 
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from dreamllm.errors import LayoutError
 from dreamllm.sequence.cached_pictures import CachedPictures
 from dreamllm.sequence.layout import Slots
+from dreamllm.sequence.pixels import Pixels
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Value = TypeVar("Value", bound="DataclassInstance")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -27,17 +34,18 @@ class Sequence:
     """One document ready for a model, still on the CPU and unpadded."""
 
     document_id: str
+    source: str = ""
+    """Name of the source the document came from."""
     input_ids: np.ndarray
     """(T,) int64; `<im_patch>` at every slot position."""
     is_label: np.ndarray
     """(T,) bool; whether the token AT this position is a target (predicted from the position before)."""
     slots: Slots
-    vision_pixels: np.ndarray
-    """(N, 3, H, W) float32, normalised for the vision encoder; without the pictures in `cached_images`."""
-    target_pixels: np.ndarray
-    """(M, 3, H, W) float32, [-1, 1], for the image decoder. A dream slot whose picture is only context
-    (condition dropout moved its target to an unconditional sequence) has no row here, and neither has one in
-    `cached_targets`."""
+    vision_pixels: Pixels
+    """N pictures for the vision encoder; without those in `cached_images`."""
+    target_pixels: Pixels
+    """M pictures for the image decoder. A dream slot whose picture is only context (condition dropout moved
+    its target to an unconditional sequence) has no row here, and neither has one in `cached_targets`."""
     target_dreams: tuple[int, ...]
     """For each target, the index of its dream slot in `slots.dream_starts`."""
     noise_seeds: tuple[int, ...] = ()
@@ -112,14 +120,22 @@ class Batch:
     image_slots: Int[Tensor, "N P"]
     dream_slots: Int[Tensor, "M Q"]
     """Every dream slot, with or without a target."""
-    vision_pixels: Float[Tensor, "Np 3 Hv Wv"]
-    """Of pictures read that `cached_images` does not know; all N without a cache."""
-    target_pixels: Float[Tensor, "Mp 3 H W"]
-    """Of targets that `cached_targets` does not know; all Mt without a cache."""
+    vision_pixels: Pixels
+    """Of the Np pictures read that `cached_images` does not know; all N without a cache."""
+    target_pixels: Pixels
+    """Of the Mp targets that `cached_targets` does not know; all Mt without a cache."""
     target_dreams: Int[Tensor, " Mt"]
     """Row of `dream_slots` that conditions each target."""
+    label_documents: Int[Tensor, " L"]
+    """For each label, its document: a place in `document_ids`."""
+    target_documents: Int[Tensor, " Mt"]
+    """For each target, the same."""
     document_ids: tuple[str, ...]
-    """Names, for messages."""
+    """Names of the S sequences, for messages; a document whose condition is dropped has several."""
+    sources: tuple[str, ...]
+    """Names of the sources these came from."""
+    left_out: tuple[str, ...] = ()
+    """What was wrong with documents of the step that could not be used; the first micro-batch tells it."""
     noise_seeds: tuple[int, ...] = ()
     """What decides the noise of each target, on the host; empty where a generator decides for all."""
     segments: Segments | None = None
@@ -133,6 +149,11 @@ class Batch:
     def num_labels(self) -> int:
         """L: supervised tokens in this batch."""
         return self.labels.shape[0]
+
+    @property
+    def num_documents(self) -> int:
+        """S: sequences in this batch."""
+        return len(self.document_ids)
 
     @property
     def num_targets(self) -> int:
@@ -155,15 +176,21 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
-        moved: dict[str, Any] = {
-            f.name: value.to(device, non_blocking=True)
-            for f in fields(self)
-            if isinstance(value := getattr(self, f.name), Tensor)
-        }
-        if self.segments is not None:
-            bounds = self.segments.bounds.to(device, non_blocking=True)
-            moved["segments"] = Segments(bounds, self.segments.longest)
-        for name in ("cached_images", "cached_targets"):
-            if (cached := getattr(self, name)) is not None:
-                moved[name] = cached.to(device)
-        return replace(self, **moved)
+        return _with_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in page-locked memory, as a DataLoader asks for it: from there `to` copies to a GPU
+        while the host goes on."""
+        return _with_tensors(self, Tensor.pin_memory)
+
+
+def _with_tensors(value: Value, change: Callable[[Tensor], Tensor]) -> Value:
+    """A dataclass with every tensor in it changed, those of the dataclasses in it too."""
+    changed: dict[str, Any] = {}
+    for field in fields(value):
+        inner = getattr(value, field.name)
+        if isinstance(inner, Tensor):
+            changed[field.name] = change(inner)
+        elif is_dataclass(inner) and not isinstance(inner, type):
+            changed[field.name] = _with_tensors(inner, change)
+    return replace(value, **changed)

@@ -28,7 +28,7 @@ class CachedPictures:
 
     @classmethod
     def of(cls, known: Mapping[int, Tensor], num_pictures: int, *, nothing: Tensor) -> Self:
-        """Records by the number of their picture; `nothing` is 0 records of their shape and type."""
+        """Copies of records, by the number of their picture; `nothing` is 0 of their shape and type."""
         rows = sorted(known)
         others = [number for number in range(num_pictures) if number not in known]
         return cls(

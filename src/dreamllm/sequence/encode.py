@@ -10,6 +10,7 @@ The star marks what the language model learns to write. Brackets and slot filler
 dream slot.
 """
 
+from array import array
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
@@ -21,7 +22,7 @@ from dreamllm.errors import ConfigError, LayoutError
 from dreamllm.sequence.batch import Sequence
 from dreamllm.sequence.chat import ChatTemplate, EndOfTurn, Markup, Piece
 from dreamllm.sequence.layout import Slots, SlotSizes
-from dreamllm.sequence.picture_caches import NO_CACHES, PictureCaches, PictureReader
+from dreamllm.sequence.picture_caches import NO_CACHES, PictureCaches, PictureReader, PictureView
 from dreamllm.sequence.tokenizer import Tokenizer
 
 _Record = TypeVar("_Record", "SlotSizes", "ChatTemplate", "EncodeOptions")
@@ -242,14 +243,18 @@ class SequenceEncoder:
             )
         targets = {index: target for index, target in enumerate(draft.targets) if target is not None}
         reader = PictureReader(draft.document_id, caches.on_miss)
-        vision_pixels, cached_images = reader.read(draft.images, self.vision_transform, cache=caches.vision)
-        target_pixels, cached_targets = reader.read(
-            list(targets.values()), self.target_transform, cache=caches.latents
+        (vision_pixels, cached_images), (target_pixels, cached_targets) = reader.read(
+            [
+                PictureView(images=draft.images, transform=self.vision_transform, cache=caches.vision),
+                PictureView(
+                    images=list(targets.values()), transform=self.target_transform, cache=caches.latents
+                ),
+            ]
         )
         return Sequence(
             document_id=draft.document_id,
-            input_ids=np.asarray(draft.ids, dtype=np.int64),
-            is_label=np.asarray(draft.is_label, dtype=np.bool_),
+            input_ids=np.frombuffer(draft.ids, dtype=np.int64),
+            is_label=np.frombuffer(draft.is_label, dtype=np.bool_),
             slots=Slots(
                 sizes=self.sizes,
                 length=length,
@@ -269,8 +274,8 @@ class _Draft:
     """A sequence while it is written."""
 
     document_id: str
-    ids: list[int] = field(default_factory=list)
-    is_label: list[bool] = field(default_factory=list)
+    ids: "array[int]" = field(default_factory=lambda: array("q"))
+    is_label: bytearray = field(default_factory=bytearray)
     image_starts: list[int] = field(default_factory=list)
     dream_starts: list[int] = field(default_factory=list)
     images: list[Image] = field(default_factory=list)
@@ -279,8 +284,8 @@ class _Draft:
 
     def write(self, ids: list[int], *, is_label: bool = False) -> None:
         """Append ids that are all labels, or none of them."""
-        self.ids += ids
-        self.is_label += [is_label] * len(ids)
+        self.ids.extend(ids)
+        self.is_label += bytes((is_label,)) * len(ids)
 
 
 def _record(cls: type[_Record], value: dict[str, Any]) -> _Record:

@@ -30,6 +30,7 @@ from dreamllm.sequence.chat import ChatTemplate, EndOfTurn, Markup, Piece
 from dreamllm.sequence.cm3 import SENTINELS_PER_SPAN, Cm3Config, Ids, Labels, transform
 from dreamllm.sequence.code_tokens import CodeTokens
 from dreamllm.sequence.layout import Slots, SlotSizes
+from dreamllm.sequence.pixels import Pixels
 from dreamllm.sequence.tokenizer import Tokenizer
 
 PictureCodes = Callable[[Float[Tensor, "M 3 H W"]], Int[Tensor, "M G"]]
@@ -300,8 +301,8 @@ class CodeSequenceEncoder:
             input_ids=ids,
             is_label=is_label,
             slots=Slots(sizes=_NO_SLOTS, length=len(ids), image_starts=(), dream_starts=()),
-            vision_pixels=np.empty((0, 3, 1, 1), dtype=np.float32),
-            target_pixels=np.empty((0, 3, 1, 1), dtype=np.float32),
+            vision_pixels=Pixels.of([], image_px=1),
+            target_pixels=Pixels.of([], image_px=1),
             target_dreams=(),
         )
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
+from torch import Tensor
 
 from dreamllm.data.feature_cache import FeatureCache
 from dreamllm.data.picture_digest import picture_digest
@@ -12,6 +13,7 @@ from dreamllm.data.transforms import TargetTransform, VisionTransform
 from dreamllm.document.document import Image
 from dreamllm.errors import ConfigError, DocumentError
 from dreamllm.sequence.cached_pictures import CachedPictures
+from dreamllm.sequence.pixels import Pixels
 
 OnMiss = Literal["raise", "compute"]
 
@@ -37,55 +39,77 @@ class PictureCaches:
 NO_CACHES = PictureCaches()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PictureView:
+    """Pictures of a document as one part of a model looks at them."""
+
+    images: Sequence[Image]
+    transform: VisionTransform | TargetTransform
+    cache: FeatureCache | None
+
+
 @dataclass(slots=True)
 class PictureReader:
-    """Reads the pictures of one document. One that is drawn and read is looked at once."""
+    """Reads the pictures of one document. One that is drawn and read is opened once."""
 
     document_id: str
     on_miss: OnMiss
-    _digests: dict[int, tuple[Image, bytes]] = field(default_factory=dict)
+    _digests: dict[int, bytes] = field(default_factory=dict)
 
-    def read(
-        self,
-        images: Sequence[Image],
-        transform: VisionTransform | TargetTransform,
-        *,
-        cache: FeatureCache | None,
-    ) -> tuple[np.ndarray, CachedPictures | None]:
-        """Pixels (Np, 3, H, W) of the pictures that the cache does not know, and its records of the others.
+    def read(self, views: Sequence[PictureView]) -> list[tuple[Pixels, CachedPictures | None]]:
+        """Of each view, pixels of the pictures that its cache does not know, and records of the others.
 
-        Nothing is decoded of a picture that it knows.
+        Nothing is decoded of a picture that all caches know, and one decoded picture is held at a time.
 
         Raises:
-            DocumentError: the cache does not know a picture, and `on_miss` is `raise`.
+            DocumentError: a cache does not know a picture, and `on_miss` is `raise`.
             ImageError: a picture cannot be read.
         """
-        if cache is None:
-            return _pixels(images, transform), None
+        records = [self._records(view) for view in views]
+        levels: list[list[np.ndarray | None]] = [[None] * len(view.images) for view in views]
+        wanted: dict[int, tuple[Image, list[tuple[int, int]]]] = {}
+        for number, (view, known) in enumerate(zip(views, records, strict=True)):
+            for place, image in enumerate(view.images):
+                if place not in known:
+                    wanted.setdefault(id(image), (image, []))[1].append((number, place))
+        for image, places in wanted.values():
+            opened = image.load()
+            for number, place in places:
+                levels[number][place] = views[number].transform.levels(opened)
+        return [
+            (
+                Pixels.of(
+                    [each for each in seen if each is not None],
+                    image_px=view.transform.image_px,
+                    scaling=view.transform.scaling,
+                ),
+                None
+                if view.cache is None
+                else CachedPictures.of(known, len(view.images), nothing=view.cache.empty()),
+            )
+            for view, known, seen in zip(views, records, levels, strict=True)
+        ]
+
+    def _records(self, view: PictureView) -> dict[int, Tensor]:
+        """What the cache of a view knows, by the number of the picture; to be copied."""
+        if view.cache is None:
+            return {}
         records = {}
-        for number, image in enumerate(images):
+        for number, image in enumerate(view.images):
             digest = self._digest(image)
-            record = cache.get(digest)
+            record = view.cache.view(digest)
             if record is not None:
                 records[number] = record
             elif self.on_miss == "raise":
                 raise DocumentError(
                     f"picture {digest.hex()} of document {self.document_id!r} is not in the cache "
-                    f"{cache.folder} of {len(cache)} entries; expected every picture of the run; run "
-                    "`dreamllm data cache` again, which computes what is missing, or set on_cache_miss to "
-                    "'compute'"
+                    f"{view.cache.folder} of {len(view.cache)} entries; expected every picture of the run; "
+                    "run `dreamllm data cache` again, which computes what is missing, or set on_cache_miss "
+                    "to 'compute'"
                 )
-        unknown = [image for number, image in enumerate(images) if number not in records]
-        return _pixels(unknown, transform), CachedPictures.of(records, len(images), nothing=cache.empty())
+        return records
 
     def _digest(self, image: Image) -> bytes:
-        if id(image) not in self._digests:
-            self._digests[id(image)] = image, picture_digest(image)  # holds the image: its id stays its own
-        return self._digests[id(image)][1]
-
-
-def _pixels(images: Sequence[Image], transform: VisionTransform | TargetTransform) -> np.ndarray:
-    pixels = np.empty((len(images), 3, transform.image_px, transform.image_px), dtype=np.float32)
-    for index, image in enumerate(images):
-        pixels[index] = transform(image.load())
-    return pixels
+        if id(image) not in self._digests:  # the views hold the image: its id stays its own
+            self._digests[id(image)] = picture_digest(image)
+        return self._digests[id(image)]

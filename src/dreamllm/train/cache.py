@@ -109,12 +109,7 @@ class CacheFiller:
             ConfigError: the recipe has no pictures to cache, or a folder holds another cache.
             CheckpointError: the model of the recipe cannot be loaded.
         """
-        chosen = config.objective
-        if not isinstance(chosen, DreamLLMObjectiveConfig):
-            raise ConfigError(
-                f"the objective of {config.name!r} is {chosen.kind!r}, which has nothing to cache; expected "
-                "'dreamllm', whose vision encoder and VAE are frozen; choose a recipe of that kind"
-            )
+        chosen = objective_with_pictures(config)
         # What the run adds to its model changes neither encoder nor VAE.
         bare = replace(
             chosen, train=Trainable(), whiten=False, quantize=None, vision_cache=None, latent_cache=None
@@ -141,7 +136,7 @@ class CacheFiller:
         computed are written.
 
         Raises:
-            DocumentError: a shard cannot be written.
+            DiskError: a shard cannot be written.
         """
         done = Filled()
         with ExitStack() as stack:
@@ -179,6 +174,21 @@ class CacheFiller:
         done.num_bytes = sum(
             lane.num_computed * self.functions[name].spec.record_bytes for name, lane in lanes.items()
         )
+
+
+def objective_with_pictures(config: RunConfig) -> DreamLLMObjectiveConfig:
+    """The objective of a recipe whose pictures can be cached.
+
+    Raises:
+        ConfigError: it is of another kind.
+    """
+    chosen = config.objective
+    if not isinstance(chosen, DreamLLMObjectiveConfig):
+        raise ConfigError(
+            f"the objective of {config.name!r} is {chosen.kind!r}, which has nothing to cache; expected "
+            "'dreamllm', whose vision encoder and VAE are frozen; choose a recipe of that kind"
+        )
+    return chosen
 
 
 class _Lane:
@@ -230,8 +240,9 @@ class _Views(Dataset[_Step]):
     def __getitem__(self, index: int) -> _Step:
         done, views = Filled(), {name: list[_View]() for name in self._caches}
         for position in range(self._mixture.documents_per_step):
+            source, place = self._mixture.find(self._steps[index], position)
             try:
-                document = self._mixture.document(self._steps[index], position)
+                document = source[place]
                 read, drawn = self._encoder.pictures(document)
             except (DocumentError, LayoutError) as error:
                 done.add_fault(error)

@@ -144,9 +144,9 @@ class DreamLLMFlops:
         """Of the documents and pictures of a batch."""
         return (
             self.language_model.of_batch(batch)
-            + self.image_read * batch.vision_pixels.shape[0]
+            + self.image_read * len(batch.vision_pixels)
             + self.image_told * batch.image_slots.shape[0]
-            + self.image_encoded * batch.target_pixels.shape[0]
+            + self.image_encoded * len(batch.target_pixels)
             + self.image_drawn * batch.num_targets
         )
 

@@ -37,15 +37,14 @@ class Losses(nn.Module):
 
     def forward(
         self, micro_batch: Any, generator: torch.Generator
-    ) -> tuple[dict[str, Tensor], dict[str, int]]:
-        """The sums and the counts of the terms."""
+    ) -> dict[str, tuple[Tensor, int, Tensor | None]]:
+        """What the terms consist of."""
         terms = self._objective.losses(micro_batch, generator)
-        return {name: term.sum for name, term in terms.items()}, {n: term.count for n, term in terms.items()}
+        return {name: (term.sum, term.count, term.by_document) for name, term in terms.items()}
 
     def terms(self, micro_batch: Any, generator: torch.Generator) -> Mapping[str, Term]:
         """What the objective's own `losses` gives, with the parameters gathered where they are needed."""
-        sums, counts = self(micro_batch, generator)
-        return {name: Term(sums[name], counts[name]) for name in sums}
+        return {name: Term(*parts) for name, parts in self(micro_batch, generator).items()}
 
 
 def shardable(objective: Objective, config: RunConfig, ranks: Ranks) -> ShardableObjective:

@@ -19,7 +19,7 @@ from dreamllm.data.archive import open_documents
 from dreamllm.data.formats.captions import CaptionArchive, CaptionOptions, scan_tar
 from dreamllm.document.document import Document, Image, Text
 from dreamllm.document.jsonl import FaultError
-from dreamllm.errors import ConfigError
+from dreamllm.errors import DiskError
 
 
 def write_tar(
@@ -138,7 +138,7 @@ def test_an_index_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     write_tar(tmp_path / "00000.tar", pairs(0))
     (tmp_path / "file").write_bytes(b"")
 
-    with pytest.raises(ConfigError, match="index_folder"):
+    with pytest.raises(DiskError, match="index_folder"):
         CaptionArchive(tmp_path, CaptionOptions(index_folder=tmp_path / "file" / "index"))
 
 

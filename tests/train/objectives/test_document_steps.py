@@ -2,18 +2,24 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from tests.train.objectives.test_dreamllm import build
 
 from dreamllm.checkpoint.parts_config import PartsConfig
-from dreamllm.data.sources import ArchiveSourceConfig, OnFault, PhaseConfig
-from dreamllm.errors import DocumentError
+from dreamllm.data.sources import ArchiveSourceConfig, JsonlSourceConfig, OnFault, PhaseConfig
+from dreamllm.document.jsonl import read_documents
+from dreamllm.errors import DocumentError, TrainingError
 from dreamllm.runtime.seeding import make_generator
 from dreamllm.sequence.batch import Batch
+from dreamllm.sequence.packing import collate
 from dreamllm.train.objectives.document_steps import DocumentSteps
 from dreamllm.train.objectives.dreamllm import DreamLLMObjective
+from dreamllm.train.optim import build_optimizer
+from dreamllm.train.run_config import OptimConfig
+from dreamllm.train.step import optimizer_step
 
 
 def objective(parts: PartsConfig, **changes: object) -> DreamLLMObjective:
@@ -92,7 +98,7 @@ def test_nothing_is_a_batch_that_supervises_nothing_and_reaches_all_that_trains(
 
 
 def test_a_document_that_cannot_be_used_is_left_out_or_ends_the_run(
-    parts: PartsConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    parts: PartsConfig, tmp_path: Path
 ) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:40])
@@ -112,6 +118,74 @@ def test_a_document_that_cannot_be_used_is_left_out_or_ends_the_run(
     batches = stage("skip").data[0]
 
     assert [name for batch in batches for name in batch.document_ids] == ["whole", "whole"]  # two epochs
-    assert sum("cut.png" in record.message for record in caplog.records) == 2
+    assert ["cut.png" in fault for batch in batches for fault in batch.left_out] == [True, True]
+    assert batches[0].sources == ("documents", "documents")
     with pytest.raises(DocumentError, match=r"cut\.png"):
         stage("raise").data[0]
+
+
+def test_a_step_of_which_nothing_is_left_says_why(parts: PartsConfig, tmp_path: Path) -> None:
+    (tmp_path / "cut.png").write_bytes(b"no picture")
+    line = {"id": "cut", "parts": [{"type": "image", "path": "cut.png"}, {"type": "text", "text": "A star."}]}
+    (tmp_path / "documents.jsonl").write_text(json.dumps(line) + "\n")
+    source = ArchiveSourceConfig(path=tmp_path / "documents.jsonl", on_fault="skip")
+    stage = build(parts=parts, documents_per_step=2, phases=(PhaseConfig(sources=(source,)),))
+
+    [batch] = stage.data[0]
+
+    assert len(batch.left_out) == 2
+    assert set(stage.counts(batch).values()) == {0}
+
+
+def write_texts(path: Path, *texts: str) -> Path:
+    parts = [[{"type": "text", "text": text}] for text in texts]
+    lines = [json.dumps({"id": f"{path.stem}-{n}", "parts": part}) + "\n" for n, part in enumerate(parts)]
+    path.write_text("".join(lines))
+    return path
+
+
+def two_sources(parts: PartsConfig, folder: Path) -> DreamLLMObjective:
+    sources = (
+        JsonlSourceConfig(path=write_texts(folder / "short.jsonl", "A red star.", "A blue star.")),
+        JsonlSourceConfig(path=write_texts(folder / "long.jsonl", "A star and a circle."), name="rest"),
+    )
+    return build(parts=parts, documents_per_step=6, phases=(PhaseConfig(sources=sources),))
+
+
+def test_a_step_knows_the_loss_of_every_source(parts: PartsConfig, tmp_path: Path) -> None:
+    stage = two_sources(parts, tmp_path)
+    batches = stage.data[0]
+    texts = [
+        sequence for batch in batches for sequence in zip(batch.document_ids, batch.sources, strict=True)
+    ]
+    expected: Counter[str] = Counter()
+    for name, source in texts:  # each document alone
+        [path] = tmp_path.glob(f"{name[:-2]}.jsonl")
+        document = read_documents(path)[int(name[-1])]
+        alone = collate([stage.encoder.encode(document, rng=np.random.default_rng(0))], 0)
+        with torch.no_grad():
+            expected[source] += float(stage.losses(alone, make_generator(0))["next_token"].sum)
+
+    optimizer = build_optimizer(stage.module, stage.parameter_groups(), OptimConfig(lr=1e-9))
+    result = optimizer_step(
+        stage, optimizer, batches, step=0, seed=0, device=torch.device("cpu"), clip_norm=1.0
+    )
+
+    sums = {source: total for (term, source), (total, _) in result.by_source.items() if term == "next_token"}
+    assert set(sums) == {"short", "rest"}
+    assert sums == pytest.approx(dict(expected), rel=1e-5)
+    assert sum(count for _, count in result.by_source.values()) == sum(batch.num_labels for batch in batches)
+
+
+def test_a_loss_that_is_not_a_number_names_its_own_document_alone(parts: PartsConfig, tmp_path: Path) -> None:
+    stage = two_sources(parts, tmp_path)
+    encode = stage.encoder.tokenizer.encode
+    own = set(encode("A blue star.")) - set(encode("A red star.")) - set(encode("A star and a circle."))
+    with torch.no_grad():
+        stage.module.language_model.get_input_embeddings().weight[list(own)] = torch.nan
+    optimizer = build_optimizer(stage.module, stage.parameter_groups(), OptimConfig(lr=1e-9))
+
+    with pytest.raises(TrainingError, match=r"not finite: sums .* for documents short-1, expected"):
+        optimizer_step(
+            stage, optimizer, stage.data[0], step=0, seed=0, device=torch.device("cpu"), clip_norm=1.0
+        )

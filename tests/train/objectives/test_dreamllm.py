@@ -12,7 +12,8 @@ from dreamllm.checkpoint.pretrained import load_model
 from dreamllm.checkpoint.store import latest, load_run, save_run
 from dreamllm.config import load_config, to_dict
 from dreamllm.data.sources import PhaseConfig, WorldSourceConfig
-from dreamllm.errors import ConfigError
+from dreamllm.document.document import Document, Text
+from dreamllm.errors import ConfigError, LayoutError
 from dreamllm.models.lora import lora_parameters
 from dreamllm.models.trainable import LoraConfig, Trainable
 from dreamllm.runtime.seeding import make_generator, seed_everything
@@ -69,6 +70,17 @@ def moved(before: dict[str, torch.Tensor], module: nn.Module) -> set[str]:
 
 def state(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def test_rows_may_be_longer_than_the_context_and_documents_may_not(parts: PartsConfig) -> None:
+    objective = build(parts=parts, documents={"story": 1.0}, documents_per_step=16, row_length=8000)
+
+    [batch] = objective.data[0]
+
+    assert batch.input_ids.shape[0] == 1
+    assert batch.input_ids.shape[1] > 640  # the context of the fixture's language model
+    with pytest.raises(LayoutError, match="at most 640 are expected"):
+        objective.encoder.encode(Document(parts=(Text(text="a b c d e f g h " * 100),), id="long"))
 
 
 def test_stage_one_moves_connectors_and_bracket_rows_and_nothing_frozen(
@@ -153,7 +165,7 @@ def test_terms_count_supervised_tokens_and_learned_pictures(parts: PartsConfig) 
     drawing = build(parts=parts, documents={"draw_pair": 1.0})
 
     assert sum(batch.num_targets for batch in reading) == 0
-    assert sum(batch.vision_pixels.shape[0] for batch in reading) == 6
+    assert sum(len(batch.vision_pixels) for batch in reading) == 6
     counts = [drawing.counts(batch) for batch in drawing.data[0]]
     assert sum(count["denoising"] for count in counts) == 6
     assert sum(count["next_token"] for count in counts) == 0

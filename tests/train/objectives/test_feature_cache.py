@@ -119,7 +119,7 @@ def test_each_use_of_a_picture_draws_its_own_latents_from_the_moments(
     [whole] = plain.data[0]
     assert torch.equal(first, again)
     assert (first - second).abs().max() > 1e-3
-    assert_close(first, image_decoder.encode(whole.target_pixels, make_generator(1)))
+    assert_close(first, image_decoder.encode(whole.target_pixels.scaled(), make_generator(1)))
 
 
 def test_a_picture_beyond_the_cache_stops_the_run_or_is_computed(parts: PartsConfig, tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """Two processes compute what one does: losses, weights, checkpoints and exports."""
 
+import importlib.util
 import os
 import signal
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,12 +12,14 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.document.full_disk import largest_file
 from tests.train.two_ranks import on_ranks
 
 from dreamllm.checkpoint.parts_config import PartsConfig
 from dreamllm.checkpoint.store import is_sharded, latest, load_run
+from dreamllm.config import to_yaml
 from dreamllm.data.sources import PhaseConfig, WorldSourceConfig
-from dreamllm.errors import TrainingError
+from dreamllm.errors import DreamLLMError, TrainingError
 from dreamllm.models.trainable import Trainable
 from dreamllm.runtime.distributed import ALONE, Ranks, joined, ranks_of
 from dreamllm.runtime.seeding import seed_everything
@@ -237,6 +241,38 @@ def test_a_loss_that_is_no_number_on_one_rank_stops_all(parts: PartsConfig, tmp_
 
     assert first == second
     assert "is not finite: sums {'next_token': nan" in first
+
+
+def run_badly(config: RunConfig, folder: Path, limit: int | None) -> str:
+    """What stops a run whose main rank lacks a tracker, or has a full disk."""
+    assert isinstance(config.objective, DreamLLMObjectiveConfig)
+    seed_everything(8)
+    objective = Quick(config.objective, steps=config.steps, seed=8)
+    is_full = limit is not None and ranks_of().is_main
+    with largest_file(limit or 0) if is_full else nullcontext(), pytest.raises(DreamLLMError) as caught:
+        train(config, objective, folder)
+    return f"{type(caught.value).__name__}: {caught.value}"
+
+
+def test_a_tracker_that_is_not_installed_stops_all_ranks(parts: PartsConfig, tmp_path: Path) -> None:
+    if importlib.util.find_spec("trackio") is not None:
+        pytest.skip("it is installed")
+
+    first, second = on_ranks(2, run_badly, configured(parts, trackers=("trackio",)), tmp_path, None)
+
+    assert first == second
+    assert first.startswith("MissingExtraError: the run is to be tracked by trackio")
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_full_disk_of_the_main_rank_stops_all(parts: PartsConfig, tmp_path: Path) -> None:
+    config = configured(parts, save_every=100, tensorboard=False)
+    limit = len(to_yaml(config).encode()) + 100
+
+    first, second = on_ranks(2, run_badly, replace(config, steps=100), tmp_path, limit)
+
+    assert first == second
+    assert first.startswith(f"DiskError: cannot write {tmp_path / 'metrics.jsonl'}: File too large; ")
 
 
 class Watching(Quick):

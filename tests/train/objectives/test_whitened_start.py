@@ -70,8 +70,8 @@ def test_visual_tokens_start_centred_and_at_the_spread_of_the_token_table(parts:
     whiten_connectors(model, shown, generator=make_generator(1))
 
     with torch.no_grad():
-        features = torch.cat([model.vision_encoder(b.vision_pixels).flatten(0, 1) for b in shown])
-        tokens = torch.cat([model.image_embeds(b.vision_pixels).flatten(0, 1) for b in shown])
+        features = torch.cat([model.vision_encoder(b.vision_pixels.scaled()).flatten(0, 1) for b in shown])
+        tokens = torch.cat([model.image_embeds(b.vision_pixels.scaled()).flatten(0, 1) for b in shown])
     variances = torch.linalg.eigvalsh(torch.cov(features.double().T, correction=0))
     kept = (variances / (0.999 * variances + 0.001 * variances.mean())).mean().sqrt().item()
     spread = model.language_model.get_input_embeddings().weight.detach().std().item()

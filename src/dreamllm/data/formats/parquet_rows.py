@@ -44,9 +44,10 @@ class ParquetRows:
         _check_columns(self._index.files[0], columns)
         self._max_cached_bytes = max_cached_bytes
         self._cached: OrderedDict[int, pyarrow.Table] = OrderedDict()
+        self._cached_bytes = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_cached": OrderedDict()}
+        return self.__dict__ | {"_cached": OrderedDict(), "_cached_bytes": 0}
 
     @property
     def bounds(self) -> Int64[np.ndarray, "n"]:
@@ -79,11 +80,9 @@ class ParquetRows:
             first = int(np.searchsorted(self.bounds, int(self._index.first[file]), side="right")) - 1
             table = self._read(self._index.files[file], group - first)
             self._cached[group] = table
-            while (
-                len(self._cached) > 1
-                and sum(t.nbytes for t in self._cached.values()) > self._max_cached_bytes
-            ):
-                self._cached.popitem(last=False)
+            self._cached_bytes += table.nbytes
+            while len(self._cached) > 1 and self._cached_bytes > self._max_cached_bytes:
+                self._cached_bytes -= self._cached.popitem(last=False)[1].nbytes
         self._cached.move_to_end(group)
         rows: list[dict[str, Any]] = table.slice(index - int(self.bounds[group]), 1).to_pylist()
         return rows[0]

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Int64
 
-from dreamllm.data.index import INDEX_FOLDER, TableFiles, index_path, write_table
+from dreamllm.data.index import INDEX_FOLDER, TableFiles, building, index_path, write_table
 from dreamllm.data.picture_files import checked_picture
 from dreamllm.data.tar_members import TarMember, walk_tar
 from dreamllm.document.jsonl import FaultError
@@ -35,7 +35,7 @@ class TarPictures:
 
         Raises:
             FaultError: it is not there once, is cut off, or does not start like a picture.
-            DocumentError: the table cannot be written.
+            DiskError: the table cannot be written.
         """
         try:
             status = tar.stat()
@@ -68,20 +68,34 @@ class TarPictures:
     def _table(self, tar: Path, stamp: tuple[int, int]) -> Int64[np.ndarray, "n 3"]:
         folder = tar.parent / INDEX_FOLDER if self.index_folder is None else self.index_folder
         path = index_path(folder, tar, root=tar.parent, purpose="members", suffix=".npy")
+        table = self._fitting_table(path, stamp)
+        if table is None:
+            with building(path):
+                table = self._fitting_table(path, stamp)  # another process may have built it
+                if table is None:
+                    _write_members(path, tar, stamp)
+                    table = self._tables(path)
+        return table
+
+    def _fitting_table(self, path: Path, stamp: tuple[int, int]) -> Int64[np.ndarray, "n 3"] | None:
+        """The table of a tar file of this size and time; None if there is none, or it is damaged."""
         try:
             table = self._tables(path)
-            if tuple(map(int, table[0, :2])) == stamp:
-                return table
         except DocumentError:
-            pass  # there is none yet, or a damaged one
-        members = [member for member in walk_tar(tar) if isinstance(member, TarMember)]
-        rows = sorted(
-            (_digest(member.name), member.data, _CUT_OFF if member.is_cut_off else member.size)
-            for member in members
-        )
-        write_table(path, np.asarray([(*stamp, 0), *rows], dtype=np.int64))
+            return None
+        if tuple(map(int, table[0, :2])) == stamp:
+            return table
         self._tables.forget(path)
-        return self._tables(path)
+        return None
+
+
+def _write_members(path: Path, tar: Path, stamp: tuple[int, int]) -> None:
+    members = [member for member in walk_tar(tar) if isinstance(member, TarMember)]
+    rows = sorted(
+        (_digest(member.name), member.data, _CUT_OFF if member.is_cut_off else member.size)
+        for member in members
+    )
+    write_table(path, np.asarray([(*stamp, 0), *rows], dtype=np.int64))
 
 
 def _digest(name: str) -> int:

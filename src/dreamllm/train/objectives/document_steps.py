@@ -5,7 +5,7 @@ drawn picture from its number in the document: never from the documents beside i
 documents of a step, so together they see what one would have seen.
 """
 
-import logging
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Self
 
@@ -19,8 +19,6 @@ from dreamllm.runtime.seeding import derive_seed
 from dreamllm.sequence.batch import Batch, Sequence
 from dreamllm.sequence.document_encoder import DocumentEncoder
 from dreamllm.sequence.packing import collate, pack
-
-logger = logging.getLogger(__name__)
 
 
 class DocumentSteps(Dataset[list[Batch]]):
@@ -67,17 +65,33 @@ class DocumentSteps(Dataset[list[Batch]]):
         return self._steps
 
     def __getitem__(self, step: int) -> list[Batch]:
-        """Raises LayoutError for a document that is longer than a row."""
-        positions = range(self._rank, self._mixture.documents_per_step, self._num_ranks)
-        sequences = [
-            sequence for position in positions for sequence in self._sequences(step, position=position)
-        ]
+        """The first micro-batch tells what had to be left out; it is there even if nothing else is.
+
+        Raises:
+            DocumentError: a document cannot be used, and its source does not leave such documents out.
+            LayoutError: the same of one that is longer than a row.
+        """
+        sequences, left_out = list[Sequence](), list[str]()
+        for position in range(self._rank, self._mixture.documents_per_step, self._num_ranks):
+            source, index = self._mixture.find(step, position)
+            try:
+                encoded = self._encoder.encode(source[index], rng=self._rng(step, position))
+            except (DocumentError, LayoutError) as fault:
+                if source.on_fault == "raise":
+                    raise
+                left_out.append(str(fault))
+                continue
+            sequences += self._seeded(encoded, source.name, step, position)
         rows = pack(sequences, self._row_length, enabled=self._packing)
         size = self._rows_per_micro_batch
-        return [
+        batches = [
             collate(rows[start : start + size], self._encoder.tokenizer.pad_id)
             for start in range(0, len(rows), size)
         ]
+        if not left_out:
+            return batches
+        first, *others = batches or [self.nothing()]
+        return [replace(first, left_out=tuple(left_out)), *others]
 
     def nothing(self) -> Batch:
         """A micro-batch that supervises nothing, for a rank that has none while others have one."""
@@ -86,23 +100,17 @@ class DocumentSteps(Dataset[list[Batch]]):
         silent = replace(sequence, is_label=np.zeros_like(sequence.is_label))
         return collate([[silent]], self._encoder.tokenizer.pad_id)
 
-    def _sequences(self, step: int, *, position: int) -> list[Sequence]:
-        """Those of one document, with a seed for the noise of every picture that is drawn.
+    def _rng(self, step: int, position: int) -> np.random.Generator:
+        """What is random in a document, but for the noise of its pictures."""
+        return np.random.default_rng([self._seed % 2**32, step, position])
 
-        None where the document cannot be used and its source leaves such documents out.
-        """
-        rng = np.random.default_rng([self._seed % 2**32, step, position])
-        try:
-            encoded = self._encoder.encode(self._mixture.document(step, position), rng=rng)
-        except (DocumentError, LayoutError) as fault:
-            if not self._mixture.leaves_out_faults(step, position):
-                raise
-            logger.warning("step %d goes without one of its documents: %s", step, fault)
-            return []
-        sequences, pictures = [], 0
+    def _seeded(
+        self, encoded: Iterable[Sequence], source: str, step: int, position: int
+    ) -> Iterator[Sequence]:
+        """The sequences of a document, with its source and a seed for the noise of every drawn picture."""
+        pictures = 0
         for sequence in encoded:
             numbers = range(pictures, pictures + len(sequence.target_dreams))
             seeds = tuple(derive_seed(self._seed, "noise", step, position, number) for number in numbers)
-            sequences.append(replace(sequence, noise_seeds=seeds))
+            yield replace(sequence, noise_seeds=seeds, source=source)
             pictures += len(seeds)
-        return sequences

@@ -25,6 +25,7 @@ from torch.utils.hooks import RemovableHandle
 from dreamllm.losses.total import total
 from dreamllm.models.dreamllm import DreamLLM
 from dreamllm.sequence.batch import Batch
+from dreamllm.sequence.pixels import Pixels
 from dreamllm.train.plan.workload import Workload
 from dreamllm.train.run_config import Precision
 from dreamllm.train.step import AUTOCAST
@@ -142,10 +143,13 @@ def blank_batch(model: DreamLLM, workload: Workload) -> Batch:
         labels=integers(workload.labels),
         image_slots=integers(workload.images_read, sizes.num_visual_tokens),
         dream_slots=integers(workload.images_drawn, sizes.num_dream_queries),
-        vision_pixels=torch.zeros(workload.images_read, 3, vision_px, vision_px),
-        target_pixels=torch.zeros(workload.images_drawn, 3, height, width),
+        vision_pixels=Pixels(torch.zeros(workload.images_read, 3, vision_px, vision_px, dtype=torch.uint8)),
+        target_pixels=Pixels(torch.zeros(workload.images_drawn, 3, height, width, dtype=torch.uint8)),
         target_dreams=integers(workload.images_drawn),
-        document_ids=(),
+        label_documents=integers(workload.labels),
+        target_documents=integers(workload.images_drawn),
+        document_ids=("",),
+        sources=("",),
     )
 
 
