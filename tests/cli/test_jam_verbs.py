@@ -13,7 +13,11 @@ from dreamllm.checkpoint.jam import load_jam, load_jam_encoder
 from dreamllm.checkpoint.self_test import write_self_test
 from dreamllm.cli import main
 from dreamllm.cli.doctor import JAM_PARTS, JAM_PICTURE_PARTS, check_model, check_model_folder
+from dreamllm.data.retrieval import DocumentIndex
+from dreamllm.data.retrieval_vectors import HashedWords
+from dreamllm.document.document import Document, Text
 from dreamllm.document.export import load_json
+from dreamllm.document.jsonl import write_documents
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +77,30 @@ def test_an_option_of_the_other_family_is_one_line_and_nothing_is_written(
     assert status == 2
     assert said in shown[-1]
     assert len([line for line in shown if line.startswith("error: ")]) == 1
+    assert not out.exists()
+
+
+def test_documents_are_retrieved_from_a_file_or_an_index(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("faiss")
+    documents = [Document(parts=(Text(text=text),), id=text) for text in ("a red square", "a blue star")]
+    file = write_documents(documents, tmp_path / "facts.jsonl")
+    index = DocumentIndex.build(documents, HashedWords()).save(tmp_path / "index")
+
+    def answer(*arguments: str) -> str:
+        out = tmp_path / "answer.json"
+        common = ["generate", "red", "--mode", "text", "--max-new-tokens", "8", "--out", str(out)]
+        assert main([*common, "--model", str(saved), *arguments]) == 0
+        return load_json(out).text
+
+    plain, read, indexed = answer(), answer("--retrieve", str(file)), answer("--retrieve", str(index))
+
+    assert read == indexed != plain
+    out = tmp_path / "none.html"
+    refused = ["generate", "red", "--model", "tiny", "--retrieve", str(file), "--out", str(out)]
+    assert main(refused) == 2
+    assert "the model is a DreamLLM; expected a JAM" in capsys.readouterr().err
     assert not out.exists()
 
 

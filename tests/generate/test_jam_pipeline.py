@@ -13,8 +13,11 @@ from tests.cli.small_model import save_small_model
 from dreamllm import JAM, DreamLLM, load
 from dreamllm.checkpoint.jam import read_jam_index
 from dreamllm.checkpoint.model_folder import PartSource
+from dreamllm.data.retrieval_config import RetrievalConfig
+from dreamllm.data.sources import JsonlSourceConfig
 from dreamllm.document.document import Document, Image, Text
 from dreamllm.document.events import fold
+from dreamllm.document.jsonl import write_documents
 from dreamllm.errors import CheckpointError, ConfigError
 
 PICTURE = PILImage.fromarray(np.arange(768, dtype=np.uint8).reshape(16, 16, 3))
@@ -136,3 +139,42 @@ def test_a_parent_of_words_alone_writes_and_does_not_draw(tmp_path: Path) -> Non
     assert document.text.startswith("a")
     with pytest.raises(ConfigError, match="no image tokenizer"):
         words.draw(["red"])
+
+
+def write_facts(path: Path) -> Path:
+    documents = [
+        Document(parts=(Text(text=text),), id=text) for text in ("a red square", "a blue star", "a red star")
+    ]
+    return write_documents(documents, path)
+
+
+def test_retrieved_documents_are_read_before_the_prompt(model: JAM, tmp_path: Path) -> None:
+    pytest.importorskip("faiss")
+    source = JsonlSourceConfig(path=write_facts(tmp_path / "facts.jsonl"))
+    retrieval = RetrievalConfig(source=source, by_text=1, by_image=0, num_retrieved=(1,))
+
+    reading = model.with_retrieval(retrieval)
+    prompt = Document(parts=(Text(text="a blue circle"),))
+
+    words = model.encoder.tokenizer.decode(reading.generator.encoder.encode_prompt(prompt).input_ids.tolist())
+    assert words.index("a blue star") < words.index("a blue circle")
+    assert "square" not in words
+    told = [each.generate(prompt, mode="text", max_new_tokens=8).text for each in (reading, model, reading)]
+    assert told[0] == told[2] != told[1]
+
+
+def test_what_is_retrieved_leaves_room_to_write(model: JAM, tmp_path: Path) -> None:
+    pytest.importorskip("faiss")
+    source = JsonlSourceConfig(path=write_facts(tmp_path / "facts.jsonl"))
+    retrieval = RetrievalConfig(source=source, by_text=3, by_image=0, num_retrieved=(3,))
+    prompt = Document(parts=(Text(text="red"),))
+    alone = len(model.encoder.encode_prompt(prompt).input_ids)
+    context = model.encoder.options.max_length
+
+    everything, half, nothing = (
+        len(model.with_retrieval(retrieval, room=room).generator.encoder.encode_prompt(prompt).input_ids)
+        for room in (0, None, context - alone)
+    )
+
+    assert alone == nothing < half <= context // 2 <= context
+    assert half <= everything <= context

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 
 import tyro
 
+from dreamllm.data.retrieval_config import RetrievalConfig
+from dreamllm.data.sources import JsonlSourceConfig
 from dreamllm.document.atomic import write_bytes
 from dreamllm.document.document import Document, Image, Text
 from dreamllm.document.events import Event, Finished, ImageReady, ImageStarted, TextDelta, fold
@@ -30,6 +32,7 @@ def run(
     model: str = "tiny",
     image: tuple[Path, ...] = (),
     prompts_file: Path | None = None,
+    retrieve: Path | None = None,
     out: Path = Path("document.html"),
     options: Annotated[GenerationOptions, tyro.conf.arg(name="")] = DEFAULTS,
     quantize: Literal["int8", "float8", "nf4"] | None = None,
@@ -45,6 +48,8 @@ def run(
         model: A model folder, a model that ships with the package, or a hub id.
         image: Pictures the user shows, before the words.
         prompts_file: A text file with one prompt a line instead of PROMPT; they are answered as one batch.
+        retrieve: Of a JAM: plain documents (JSONL), or the folder of a saved index of them; those most like a
+            prompt are laid before it. Needs `pip install 'dreamllm[retrieval]'`.
         out: Where it goes: .html, .md or .json; several documents go to .html or .jsonl.
         options: How documents are continued.
         quantize: Hold weights in 8 or 4 bits; needs `pip install 'dreamllm[quantize]'`.
@@ -54,7 +59,9 @@ def run(
     prompts = _prompts(prompt, image, prompts_file, out)
     from dreamllm.generate.pipeline import load  # late, so that `--help` does not wait for torch
 
-    handle = load(model, quantize=quantize, offload=offload)
+    handle: Handle = load(model, quantize=quantize, offload=offload)
+    if retrieve is not None:
+        handle = _retrieving(handle, retrieve)
     if prompts_file is None:
         written = write_one(handle, prompts[0], options, sys.stdout).save(out)
     else:
@@ -114,6 +121,20 @@ def _prompts(words: str | None, pictures: Sequence[Path], file: Path | None, out
     if not prompts:
         raise ConfigError(f"{file} holds no prompt; expected one a line; write some")
     return prompts
+
+
+def _retrieving(handle: "Handle", path: Path) -> "Handle":
+    """The handle, with documents retrieved from a file or an index."""
+    from dreamllm.generate.pipeline import JAM
+
+    if not isinstance(handle, JAM):
+        raise ConfigError(
+            f"--retrieve is {path}, but the model is a DreamLLM; expected a JAM, which alone reads retrieved "
+            "documents; leave it out"
+        )
+    if path.is_dir():
+        return handle.with_retrieval(RetrievalConfig(index=path))
+    return handle.with_retrieval(RetrievalConfig(source=JsonlSourceConfig(path=path)))
 
 
 def _turn(words: str | None, pictures: Iterable[Path], *, id: str = "") -> Document:

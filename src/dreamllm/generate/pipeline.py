@@ -19,6 +19,8 @@ from dreamllm.checkpoint.hub import resolve_source, split_hub_id
 from dreamllm.checkpoint.jam import load_jam, load_jam_encoder, read_jam_index, save_jam
 from dreamllm.checkpoint.model_folder import PartSource, family_of
 from dreamllm.checkpoint.pretrained import load_model, read_index, save_model
+from dreamllm.data.retrieval import build_retriever
+from dreamllm.data.retrieval_config import RetrievalConfig
 from dreamllm.errors import CheckpointError, ConfigError
 from dreamllm.generate.codes import CodeGenerator
 from dreamllm.generate.handle import Handle
@@ -29,6 +31,7 @@ from dreamllm.models.dreamllm import DreamLLM as DreamLLMModule
 from dreamllm.models.quantization import Quantization, quantize_linears
 from dreamllm.sequence.encode import SequenceEncoder
 from dreamllm.sequence.encode_codes import CodeSequenceEncoder
+from dreamllm.sequence.retrieving import RetrievingEncoder
 
 WEIGHTS: Final = Path(__file__).parents[1] / "weights"
 """Holds the models that ship with the package, a folder each."""
@@ -140,6 +143,23 @@ class JAM(Handle):
             quantize_linears(model.language_model.get_decoder(), quantize)
         model.to(device)
         return cls(model, load_jam_encoder(folder, model), sources=read_jam_index(folder).sources)
+
+    def with_retrieval(self, retrieval: RetrievalConfig, *, room: int | None = None) -> "JAM":
+        """The same model, which reads documents like a prompt before it goes on (CM3Leon, arXiv:2309.02591).
+
+        Retrieved documents leave `room` positions free for what will be written, half of the model's context
+        if none is said. What is saved is the model without them.
+
+        Raises:
+            ConfigError: the index was made with another encoder.
+            DocumentError: documents or the index cannot be read, or cannot be laid before others.
+            MissingExtraError: faiss is not installed.
+        """
+        room = self.encoder.options.max_length // 2 if room is None else room
+        other = JAM(self.model, self.encoder, sources=self.sources)
+        reader = RetrievingEncoder(encoder=self.encoder, retriever=build_retriever(retrieval), room=room)
+        other.generator = CodeGenerator(self.model, reader)
+        return other
 
     def _save_parts(self, path: Path) -> None:
         save_jam(
