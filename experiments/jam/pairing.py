@@ -1,9 +1,11 @@
 """Paired comparisons of arms: the same documents, the same seeds, a bootstrap over both."""
 
+import gzip
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -50,13 +52,33 @@ class Results:
         return int(self.records[0]["parameters"])
 
 
-def read_results(folder: Path) -> dict[str, Results]:
-    """Every arm that has at least one seed."""
+def read_results(path: Path) -> dict[str, Results]:
+    """Every arm that has at least one seed: of the folder of `run.py`, or of a file of `write_results`."""
+    if path.is_dir():
+        texts = [each.read_text(encoding="utf-8") for each in path.glob("arms/*/seed-*/result.json")]
+    else:
+        texts = gzip.decompress(path.read_bytes()).decode().splitlines()
+    records = sorted(map(json.loads, texts), key=lambda record: (record["arm"], record["seed"]))
     found: dict[str, list[dict]] = {}
-    for path in sorted((folder / "arms").glob("*/seed-*/result.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
+    for record in records:
         found.setdefault(record["arm"], []).append(record)
     return {name: Results(name, tuple(records)) for name, records in found.items()}
+
+
+def write_results(results: Mapping[str, Results], path: Path) -> None:
+    """All numbers of all arms in one small file, from which a report can be made again."""
+    records = (record for arm in results.values() for record in arm.records)
+    lines = (json.dumps(_rounded(record), separators=(",", ":")) for record in records)
+    path.write_bytes(gzip.compress("\n".join(lines).encode(), mtime=0))
+
+
+def _rounded(value: Any) -> Any:
+    """Four decimals are a thousandth of what intervals are wide."""
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_rounded(each) for each in value]
+    return round(value, 4) if isinstance(value, float) else value
 
 
 def mean_loss(losses: np.ndarray) -> Estimate:

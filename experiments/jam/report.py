@@ -1,7 +1,9 @@
 """Tables, plots and verdicts of the experiments, from what `run.py` left.
 
     python experiments/jam/report.py runs/jam-experiments --out docs/results/jam
+    python experiments/jam/report.py docs/results/jam/results.jsonl.gz --out again
 
+The second makes the same report from the numbers that the first has put beside it.
 A verdict is given only where the 95 % interval of a paired difference excludes zero.
 """
 
@@ -9,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from measure import CAPTION, CODES, KINDS, TEXT
-from pairing import Estimate, Results, difference, mean_drawn, mean_loss, read_results
+from pairing import Estimate, Results, difference, mean_drawn, mean_loss, read_results, write_results
 from plot import interval_plot
 
 MAIN = (
@@ -99,7 +101,7 @@ def verdict(gap: Estimate) -> str:
 
 def arm_table(results: dict[str, Results], names: tuple[str, ...]) -> str:
     """Every arm with its losses before and after, and what it draws."""
-    head = ["arm", "parameters"]
+    head = ["arm", "seeds", "parameters"]
     head += [f"{kind}, {when}" for kind in KINDS for when in ("step 0", "end")] + [
         "attributes drawn",
         "all right",
@@ -109,7 +111,7 @@ def arm_table(results: dict[str, Results], names: tuple[str, ...]) -> str:
         if name not in results:
             continue
         arm = results[name]
-        cells = [name, f"{arm.parameters / 1e6:.2f} M"]
+        cells = [name, str(len(arm.records)), f"{arm.parameters / 1e6:.2f} M"]
         for kind in KINDS:
             for when in ("start", "end"):
                 losses = arm.losses(kind, when)
@@ -122,15 +124,15 @@ def arm_table(results: dict[str, Results], names: tuple[str, ...]) -> str:
 
 def comparison_table(results: dict[str, Results], claim: str) -> str:
     """Paired differences and verdicts of a claim."""
-    lines = ["| claim | nats a token more | verdict |", "|---|---|---|"]
+    lines = ["| claim | seeds | nats a token more | verdict |", "|---|---|---|---|"]
     for kind, when, first, second, what in COMPARISONS[claim]:
         if first not in results or second not in results:
             continue
         losses = results[first].losses(kind, when), results[second].losses(kind, when)
         if losses[0] is None or losses[1] is None:
             continue
-        gap = difference(losses[0], losses[1])
-        lines.append(f"| {what} ({kind}) | {gap} | {verdict(gap)} |")
+        gap, seeds = difference(losses[0], losses[1]), min(map(len, losses))
+        lines.append(f"| {what} ({kind}) | {seeds} | {gap} | {verdict(gap)} |")
     return "\n".join(lines)
 
 
@@ -138,11 +140,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("results", type=Path)
+    parser.add_argument(
+        "results", type=Path, help="folder of run.py, or the file results.jsonl.gz of a report"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for report.md and plots")
     options = parser.parse_args()
     results = read_results(options.results)
     options.out.mkdir(parents=True, exist_ok=True)
+    write_results(results, options.out / "results.jsonl.gz")
+    results = read_results(options.out / "results.jsonl.gz")
     sections = ["# Arms", arm_table(results, tuple(results))]
     for claim in COMPARISONS:
         sections += [f"## {claim}", comparison_table(results, claim)]
