@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, CLIPVisionModel
 
 from dreamllm.checkpoint.model_folder import read_transforms
 from dreamllm.checkpoint.pretrained import load_model, read_index, save_model
-from dreamllm.errors import CheckpointError
+from dreamllm.errors import CheckpointError, DiskError
 from dreamllm.models.freezing import Trainable, apply_trainable
 from dreamllm.models.quantization import quantize_linears
 
@@ -153,7 +153,7 @@ def test_a_save_that_fails_leaves_the_old_model_whole(copied):
         def save_pretrained(self, path):
             raise OSError("no space left on device")
 
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(DiskError, match="no space"):
         save_model(dreamllm(), copied, tokenizer=FullDisk(), transforms={})
 
     assert torch.equal(losses(load_model(copied)), losses(dreamllm()))

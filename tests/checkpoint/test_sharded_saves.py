@@ -2,11 +2,14 @@
 
 import json
 import logging
+import re
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+from tests.document.full_disk import largest_file
 from tests.train.two_ranks import on_ranks
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
@@ -20,7 +23,7 @@ from dreamllm.checkpoint.store import (
     read_parts,
     save_run,
 )
-from dreamllm.errors import CheckpointError
+from dreamllm.errors import CheckpointError, DiskError
 from dreamllm.runtime.distributed import joined, ranks_of
 
 pytestmark = pytest.mark.slow
@@ -121,7 +124,7 @@ def test_ranks_read_their_part_of_either_kind(ranks: int, tmp_path: Path) -> Non
 
 def save_nowhere(folder: Path) -> str:
     with joined(ranks_of()):
-        with pytest.raises(CheckpointError) as caught:
+        with pytest.raises(DiskError) as caught:
             save_one(folder)
         return str(caught.value)
 
@@ -132,4 +135,43 @@ def test_a_folder_that_cannot_be_written_is_an_error_on_all_ranks(tmp_path: Path
     first, second = on_ranks(2, save_nowhere, tmp_path / "file")
 
     assert first == second
-    assert "the checkpoint of step 1 cannot be written" in first
+    assert re.match(r"cannot write .*step-00000001: ", first)
+
+
+def settled(saves: ShardedSaves) -> None:
+    """Come by until it has something to say, as a run does after every step."""
+    for _ in range(10_000):
+        saves.settle()
+
+
+def save_with_a_full_disk(folder: Path, full: int) -> list[str]:
+    """What is said of two saves that fail on one rank: one is waited for, the other found out by the way."""
+    ranks, told = ranks_of(), []
+    with joined(ranks):
+        saves, large = ShardedSaves(folder, ranks), torch.ones(2**18)
+        saves.begin(state(1, spread()))
+        saves.finish()
+        for step in (2, 3):
+            tensors = {"model": {"mine": distribute_tensor(large, init_device_mesh("cpu", (2,)), [Shard(0)])}}
+            with largest_file(2**16) if ranks.rank == full else nullcontext():
+                saves.begin(RunState(step=step, tensors=tensors, info={}))
+                with pytest.raises(DiskError) as caught:
+                    saves.finish() if step == 2 else settled(saves)
+            told.append(str(caught.value))
+        saves.begin(state(4, spread()))
+        saves.finish()
+    return told
+
+
+@pytest.mark.parametrize("full", [0, 1])
+def test_a_full_disk_of_one_rank_is_one_line_on_all_and_the_next_save_works(
+    full: int, tmp_path: Path
+) -> None:
+    first, second = on_ranks(2, save_with_a_full_disk, tmp_path, full)
+
+    assert first == second
+    for step, told in enumerate(first, start=2):
+        assert re.match(rf"cannot write .*step-0000000{step}: .*; expected room for 1\.0 MiB", told)
+        assert "\n" not in told
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000004"]
+    assert torch.equal(load_run(tmp_path / "step-00000001").tensors["model"]["a.weight"], WEIGHT)

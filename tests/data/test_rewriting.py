@@ -10,7 +10,7 @@ from dreamllm.data.filters import Filter, FilterRules
 from dreamllm.data.measures import MeasureOptions
 from dreamllm.data.rewriting import kept_documents, new_folder
 from dreamllm.document.document import Document, Text
-from dreamllm.errors import DocumentError
+from dreamllm.errors import DiskError, DocumentError
 
 
 def test_kept_documents_come_in_order_and_the_others_are_counted() -> None:
@@ -52,9 +52,9 @@ def test_after_an_error_nothing_is_left_not_even_the_folders_above(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_error_of_the_disk_is_one_of_a_document(tmp_path: Path) -> None:
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     with (
-        pytest.raises(DocumentError, match=r"cannot write .*folder: No space left on device"),
+        pytest.raises(DiskError, match=r"cannot write .*folder: No space left on device"),
         new_folder(tmp_path / "folder"),
     ):
         raise OSError(28, "No space left on device")
@@ -74,5 +74,5 @@ def test_a_folder_that_exists_is_not_touched(tmp_path: Path) -> None:
 def test_a_file_in_the_way_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
 
-    with pytest.raises(DocumentError, match="cannot write"), new_folder(tmp_path / "file" / "folder"):
+    with pytest.raises(DiskError, match="cannot write"), new_folder(tmp_path / "file" / "folder"):
         pass

@@ -15,7 +15,7 @@ from tests.document.random_documents import content, documents
 from dreamllm.document.document import Document, Image, Text
 from dreamllm.document.export import documents_to_html, load_json, save_document
 from dreamllm.document.images import data_url_bytes, open_image
-from dreamllm.errors import DocumentError, ImageError
+from dreamllm.errors import DiskError, DocumentError, ImageError
 
 VOID = {"meta", "img", "br", "hr"}
 
@@ -197,7 +197,7 @@ def test_missing_files_and_unknown_suffixes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DocumentError, match=r"suffix '\.pdf' is unknown; expected \.html, \.md or \.json"):
         save_document(Document(parts=()), tmp_path / "a.pdf")
     (tmp_path / "file").write_text("")
-    with pytest.raises(DocumentError, match="cannot write"):
+    with pytest.raises(DiskError, match="cannot write"):
         save_document(Document(parts=()), tmp_path / "file" / "a.html")
 
 

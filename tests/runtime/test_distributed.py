@@ -1,7 +1,7 @@
 import pytest
 from tests.train.two_ranks import on_ranks
 
-from dreamllm.errors import ConfigError
+from dreamllm.errors import ConfigError, MissingExtraError
 from dreamllm.runtime.distributed import ALONE, Ranks, joined, ranks_of, restarts_will_hang
 
 
@@ -45,6 +45,10 @@ def test_one_process_agrees_with_itself_without_a_group() -> None:
         assert ALONE.gather("x") == ["x"]
         assert ALONE.broadcast({"a": 1}) == {"a": 1}
         ALONE.wait()
+        with ALONE.agreed():
+            pass
+        with pytest.raises(ConfigError, match="mine"), ALONE.agreed():
+            raise ConfigError("mine")
 
 
 def agree() -> dict[str, object]:
@@ -70,3 +74,26 @@ def test_ranks_agree() -> None:
         "gather": ["rank 0", "rank 1"],
         "broadcast": "rank 0",
     }  # fmt: skip
+
+
+def fail_on(rank: int) -> list[str]:
+    """What is raised where one rank fails, where both do, and where none does."""
+    ranks, told = ranks_of(), []
+    with joined(ranks):
+        for failing in ([rank], [0, 1], []):
+            try:
+                with ranks.agreed():
+                    if ranks.rank in failing:
+                        raise MissingExtraError(f"rank {ranks.rank} lacks something")
+                told.append("nothing")
+            except MissingExtraError as error:
+                told.append(str(error))
+    return told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_error_of_one_rank_is_raised_on_all(rank: int) -> None:
+    expected = [f"rank {rank} lacks something", "rank 0 lacks something", "nothing"]
+
+    assert on_ranks(2, fail_on, rank) == [expected, expected]

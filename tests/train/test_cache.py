@@ -16,11 +16,11 @@ from dreamllm.data.picture_digest import picture_digest
 from dreamllm.data.sources import JsonlSourceConfig, PhaseConfig
 from dreamllm.document.document import Document, Image, Text
 from dreamllm.document.jsonl import read_documents, write_documents
-from dreamllm.errors import ConfigError
+from dreamllm.errors import CheckpointError, ConfigError
 from dreamllm.runtime.seeding import make_generator
 from dreamllm.sequence.batch import Batch
 from dreamllm.train.cache import CacheFiller, CacheOptions, Filled
-from dreamllm.train.cache_with_ray import StepBatches, fill_with_ray
+from dreamllm.train.cache_with_ray import StepBatches, fill_with_ray, filled
 from dreamllm.train.objectives.build import build_objective
 from dreamllm.train.objectives.configs import DreamLLMObjectiveConfig, ScenePhase, VaeObjectiveConfig
 from dreamllm.train.run_config import OptimConfig, RunConfig
@@ -199,20 +199,29 @@ def test_a_batch_of_steps_is_computed_by_a_plain_callable(data: Path, tmp_path: 
     row = batches({"id": np.asarray([0, 2])})
 
     assert row["steps"] == [2]
-    assert row["pictures"] == [8]
+    assert filled({"result": row["result"][0]}).pictures == 8
     assert len(FeatureCache(tmp_path / "vision")) == 8
     assert not (tmp_path / "vision" / "index.safetensors").exists()
+
+
+def test_what_stops_a_worker_is_said_in_its_row(data: Path, tmp_path: Path) -> None:
+    row = StepBatches(recipe(data, model=tmp_path / "nowhere"), data, tmp_path, EXACT)(
+        {"id": np.asarray([0])}
+    )
+
+    with pytest.raises(CheckpointError, match="nowhere is no model folder"):
+        filled({"result": row["result"][0]})
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_two_ray_workers_fill_the_caches_of_one_process(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ray = pytest.importorskip("ray")
     monkeypatch.setenv("RAY_worker_niceness", "0")  # 15 by default: starved where other work is going on
     fill(data, tmp_path / "one")
-    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     tasks: list[int] = []
     try:
         done = fill_with_ray(
@@ -224,6 +233,15 @@ def test_two_ray_workers_fill_the_caches_of_one_process(
             steps_per_task=2,
             on_task=lambda steps, _: tasks.append(steps),
         )
+        path = str(write_recipe(data, tmp_path / "small.yaml"))
+        command = ["data", "cache", path, "--device", "cpu", "--dtype", "float32", "--out"]
+        assert main([*command, str(tmp_path / "verb"), "--ray-workers", "2"]) == 0
+        assert "6 documents with 12 pictures" in capsys.readouterr().out
+        assert main([*command, str(tmp_path / "none"), "--ray-workers", "3"]) == 2
+        assert "3 Ray workers need 3 CPUs and the cluster has 2;" in capsys.readouterr().err
+        lost = f"objective.model={tmp_path / 'nowhere'}"
+        assert main([*command, str(tmp_path / "none"), "--ray-workers", "1", lost]) == 2
+        assert "nowhere is no model folder" in capsys.readouterr().err
     finally:
         ray.shutdown()
 
@@ -231,8 +249,11 @@ def test_two_ray_workers_fill_the_caches_of_one_process(
     assert tasks[-1] == 3
     assert done.pictures == NUM_PICTURES
     assert sum(done.written.values()) >= NUM_PICTURES + NUM_PICTURES // 2
-    one, shared = (FeatureCache(tmp_path / name / "latents") for name in ("one", "ray"))
-    assert len(one) == len(shared) == NUM_PICTURES // 2
-    for document in read_documents(data / "documents.jsonl"):
-        digest = picture_digest(document.images[1])
-        assert_close(one.get(digest), shared.get(digest), rtol=1e-5, atol=1e-6)
+    assert not (tmp_path / "none").exists()
+    for name, number, size in (("latents", 1, NUM_PICTURES // 2), ("vision", 0, NUM_PICTURES)):
+        one, *shared = (FeatureCache(tmp_path / by / name) for by in ("one", "ray", "verb"))
+        assert [len(cache) for cache in (one, *shared)] == [size] * 3
+        for document in read_documents(data / "documents.jsonl"):
+            digest = picture_digest(document.images[number])
+            for cache in shared:
+                assert_close(one.get(digest), cache.get(digest), rtol=1e-5, atol=1e-6)

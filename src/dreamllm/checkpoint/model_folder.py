@@ -8,7 +8,6 @@ Which parts a model has stands in `pretrained.py` for a DreamLLM and in `jam.py`
 """
 
 import copy
-import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ import transformers
 from torch import nn
 
 from dreamllm.checkpoint.parts import damaged, folder_of_part, read_json, write_json
+from dreamllm.document.atomic import flush_to_disk, replace_folder, writing
 from dreamllm.errors import CheckpointError, ConfigError
 from dreamllm.models.dreamllm import DreamLLMConfig
 from dreamllm.models.jam import JAMConfig
@@ -181,19 +181,23 @@ def new_model_folder(path: Path) -> Iterator[Path]:
 
     Raises:
         CheckpointError: the path holds something that is not a model folder.
+        DiskError: the folder cannot be written, or the disk is full.
     """
     if path.exists() and not (path / INDEX).is_file() and not (path.is_dir() and not any(path.iterdir())):
         raise CheckpointError(
             f"{path} exists and is no model folder (it has no {INDEX}); it will not be replaced, "
             "so choose another path or remove it"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as aside:
-        folder = Path(aside) / "new"
-        yield folder
-        for config in folder.rglob("config.json"):
-            write_json(config, _without_origin(read_json(config)))
-        _swap_in(folder, path, old=Path(aside) / "old")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as aside:
+            folder = Path(aside) / "new"
+            yield folder
+            for config in folder.rglob("config.json"):
+                write_json(config, _without_origin(read_json(config)))
+            for file in folder.rglob("*"):
+                flush_to_disk(file)
+            replace_folder(folder, path)
 
 
 def save_part(part: nn.Module, folder: Path, *, dtype: torch.dtype | None) -> None:
@@ -212,23 +216,3 @@ def _without_origin(value: Any) -> Any:
 def in_dtype(part: _Part, dtype: torch.dtype | None) -> _Part:
     """The part itself, or a copy in another type; the model in memory is never changed."""
     return part if dtype is None or part.dtype == dtype else copy.deepcopy(part).to(dtype)
-
-
-def _swap_in(new: Path, path: Path, *, old: Path) -> None:
-    """Rename `new` to `path`; what stood there is moved to `old`, and moved back if the rename fails."""
-    for file in new.rglob("*"):
-        _sync(file)
-    try:
-        if path.exists():
-            path.rename(old)
-        new.rename(path)
-    finally:
-        if old.exists() and not path.exists():
-            old.rename(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    os.fsync(handle)
-    os.close(handle)

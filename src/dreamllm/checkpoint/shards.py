@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 Parts = Mapping[str, Mapping[str, Tensor]]
@@ -32,7 +33,7 @@ def new_group(*, timeout_min: int) -> Any:
 def start_writing(parts: Parts, folder: Path, group: Any) -> "Future[Any]":
     """Copy what is here to the CPU, then write it in the background; all ranks must call it.
 
-    The future of the first rank is done when all of them have written.
+    The future is done when all of them have written.
     """
     # Copies of what is on the CPU already, which staging may leave where the next step will change it.
     staged = {
@@ -42,6 +43,19 @@ def start_writing(parts: Parts, folder: Path, group: Any) -> "Future[Any]":
     future = dcp.async_save(staged, storage_writer=dcp.FileSystemWriter(folder), process_group=group)
     assert isinstance(future, Future)
     return future
+
+
+def wait_for(future: "Future[Any]") -> None:
+    """Wait until the folder is written.
+
+    Raises:
+        OSError: a rank could not write its part; every rank is told.
+    """
+    try:
+        future.result()
+    except CheckpointException as error:
+        why, _ = error.failures[min(error.failures)]
+        raise OSError(getattr(why, "errno", None), " ".join(str(why).split())) from error
 
 
 def read_shapes(folder: Path) -> dict[str, dict[str, torch.Size]]:

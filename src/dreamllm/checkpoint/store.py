@@ -10,7 +10,6 @@ the ranks fill in the background (`ShardedSaves`). Either kind is read by any nu
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -20,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from dreamllm.checkpoint import shards
+from dreamllm.document.atomic import flush_to_disk, replace_folder, writing
 from dreamllm.errors import CheckpointError
 from dreamllm.runtime.distributed import Ranks
 
@@ -59,44 +58,26 @@ def save_run(directory: Path, state: RunState, *, keep: int | None = None) -> Pa
     One process writes a folder at a time. A checkpoint of the same step is replaced.
 
     Raises:
-        CheckpointError: the disk is full or the folder cannot be written. Earlier checkpoints are untouched.
+        DiskError: the disk is full or the folder cannot be written. Earlier checkpoints are untouched.
     """
-    path = directory / f"step-{state.step:08d}"
-    aside = directory / f"{_ASIDE}{path.name}"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for leftover in directory.glob(f"{_ASIDE}*"):
-            shutil.rmtree(leftover)
-        aside.mkdir()
-        _write(aside, state)
-        if path.exists():
-            shutil.rmtree(path)
-        aside.rename(path)
-        _flush(directory)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise CheckpointError(
-            f"the checkpoint of step {state.step} cannot be written to {path}: {error}; expected a folder "
-            f"with room for {_size_of(state) / 2**20:.0f} MiB; free some space or check permissions, then "
-            "resume from the earlier checkpoint, which is untouched"
-        ) from error
+    path, aside = _places(directory, state.step)
+    with writing(path, size_bytes=_size_of(state)):
+        try:
+            _make_aside(aside)
+            _write(aside, state)
+            replace_folder(aside, path)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
     _leave_newest(directory, state.step, keep)
     return path
-
-
-def _leave_newest(directory: Path, step: int, keep: int | None) -> None:
-    if keep is not None:
-        # A later step can only be a damaged one that a resumed run passed over: it must not crowd this out.
-        done = [folder for number, folder in _folders(directory) if number <= step]
-        for old in done[keep:]:
-            shutil.rmtree(old)
 
 
 class ShardedSaves:
     """The checkpoints of a run on many ranks, written while it goes on; at most one is under way.
 
     A checkpoint appears when the shards of all ranks are on the disk: the main rank then writes its manifest
-    and renames it into place. Ranks share the folder.
+    and renames it into place. Ranks share the folder. What hinders one of them is an error on all of them.
     """
 
     def __init__(
@@ -112,68 +93,81 @@ class ShardedSaves:
         """Start to write the checkpoint that `state` is now, after an earlier one is done; all must call it.
 
         Raises:
-            CheckpointError: the earlier one could not be written, or the folder cannot be.
+            DiskError: the earlier one could not be written, or the folder cannot be.
         """
         self.finish()
-        path, aside = self._paths(state.step)
-        fault = self._ranks.broadcast(self._prepare(aside) if self._ranks.is_main else None)
-        if fault is not None:
-            raise self._failure(state.step, fault)
+        path, aside = _places(self._directory, state.step)
+        with self._ranks.agreed(), writing(path):
+            if self._ranks.is_main:
+                _make_aside(aside)
         future = shards.start_writing(state.tensors, aside / _SHARDS, self._group)
         self._under_way = (state, future)
         return path
 
     def settle(self) -> None:
-        """Let a checkpoint appear that is written meanwhile; waits for nothing."""
+        """Let a checkpoint appear that all have written meanwhile; waits for no disk. All must call it.
+
+        Raises:
+            DiskError: it could not be written.
+        """
+        if self._under_way is not None and not self._ranks.any(flag=not self._under_way[1].done()):
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for the checkpoint that is under way; all must call it, and find it in place afterwards.
+
+        Raises:
+            DiskError: it could not be written.
+        """
+        with self._ranks.agreed():
+            self._complete()
+
+    def leave(self) -> None:
+        """After an error of this rank: let a checkpoint appear that all have written, without a word with
+        the others."""
         if self._under_way is not None and self._under_way[1].done():
             self._complete()
 
-    def finish(self) -> None:
-        """Wait for the checkpoint that is under way; all must call it, and find it in place afterwards."""
-        if self._under_way is not None:
-            self._complete()
-        self._ranks.wait()
-
-    def _prepare(self, aside: Path) -> str | None:
-        """Make the folder that the ranks write to; what hinders it, if anything does."""
-        try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            for leftover in self._directory.glob(f"{_ASIDE}*"):
-                shutil.rmtree(leftover)
-            aside.mkdir()
-        except OSError as error:
-            return str(error)
-        return None
-
     def _complete(self) -> None:
-        assert self._under_way is not None
+        if self._under_way is None:
+            return
         state, future = self._under_way
         self._under_way = None
-        path, aside = self._paths(state.step)
-        try:
-            future.result()
-            if not self._ranks.is_main:
-                return
-            _write_manifest(aside, state, format_=SHARDED_FORMAT)
-            if path.exists():
-                shutil.rmtree(path)
-            aside.rename(path)
-            _flush(self._directory)
-        except (OSError, CheckpointException) as error:
-            raise self._failure(state.step, error) from error
-        _leave_newest(self._directory, state.step, self._keep)
+        path, aside = _places(self._directory, state.step)
+        with writing(path, size_bytes=_size_of(state)):
+            try:
+                shards.wait_for(future)
+                if self._ranks.is_main:
+                    _write_manifest(aside, state, format_=SHARDED_FORMAT)
+                    replace_folder(aside, path)
+            except BaseException:
+                if self._ranks.is_main:
+                    shutil.rmtree(aside, ignore_errors=True)
+                raise
+        if self._ranks.is_main:
+            _leave_newest(self._directory, state.step, self._keep)
 
-    def _failure(self, step: int, why: object) -> CheckpointError:
-        return CheckpointError(
-            f"the checkpoint of step {step} cannot be written to {self._directory}: {why}; expected a folder "
-            "that all ranks share, with room for their shards; free some space or check permissions, then "
-            "resume from the earlier checkpoint, which is untouched"
-        )
 
-    def _paths(self, step: int) -> tuple[Path, Path]:
-        """Where a checkpoint appears, and where it is written."""
-        path = self._directory / f"step-{step:08d}"
-        return path, self._directory / f"{_ASIDE}{path.name}"
+def _places(directory: Path, step: int) -> tuple[Path, Path]:
+    """Where a checkpoint appears, and where it is written."""
+    path = directory / f"step-{step:08d}"
+    return path, directory / f"{_ASIDE}{path.name}"
+
+
+def _make_aside(aside: Path) -> None:
+    """A new folder to write to, in the place of what an earlier process has left."""
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in aside.parent.glob(f"{_ASIDE}*"):
+        shutil.rmtree(leftover)
+    aside.mkdir()
+
+
+def _leave_newest(directory: Path, step: int, keep: int | None) -> None:
+    if keep is not None:
+        # A later step can only be a damaged one that a resumed run passed over: it must not crowd this out.
+        done = [folder for number, folder in _folders(directory) if number <= step]
+        for old in done[keep:]:
+            shutil.rmtree(old)
 
 
 def latest(directory: Path) -> Path | None:
@@ -287,19 +281,8 @@ def _write_manifest(folder: Path, state: RunState, *, format_: int) -> None:
     manifest = {"format": format_, "step": state.step, "files": files}
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     for file in folder.rglob("*"):
-        _flush(file)
-    _flush(folder)
-
-
-def _flush(path: Path) -> None:
-    """Push a file or a folder's list of names to the disk."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows cannot open a folder; its renames are journalled
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        flush_to_disk(file)
+    flush_to_disk(folder)
 
 
 def _hash(path: Path) -> str:

@@ -54,8 +54,8 @@ def run(
     """
     from dreamllm.data.filters import FilterRules
     from dreamllm.data.measures import MeasureOptions, measure_all
-    from dreamllm.data.rewriting import write_whole
     from dreamllm.data.statistics import Statistics
+    from dreamllm.document.atomic import write_bytes
     from dreamllm.document.jsonl import json_bytes
 
     FilterRules(similarity=similarity, remembered=remembered)  # the same limits hold here
@@ -69,7 +69,7 @@ def run(
     _print(statistics, path=path, size=len(archive), checked=len(indices), decode=decode)
     if json is not None:
         value = {"path": str(path), "size": len(archive), "checked": len(indices), **statistics.to_dict()}
-        write_whole(json, json_bytes(value, name="the report", indent=1) + b"\n")
+        write_bytes(json, json_bytes(value, name="the report", indent=1) + b"\n")
     return FAULTS_FOUND if statistics.faults else 0
 
 

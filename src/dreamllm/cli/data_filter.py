@@ -90,10 +90,12 @@ def write_kept(
     """Write shards of the documents a filter keeps, and the filter's report, as one new folder.
 
     Raises:
-        DocumentError: no document is kept, or the folder cannot be written.
+        DocumentError: no document is kept.
+        DiskError: the folder cannot be written.
     """
-    from dreamllm.data.rewriting import kept_documents, new_folder, write_whole
+    from dreamllm.data.rewriting import kept_documents, new_folder
     from dreamllm.data.shards import write_shards
+    from dreamllm.document.atomic import write_bytes
     from dreamllm.document.jsonl import json_bytes
 
     indices = range(len(documents))
@@ -107,7 +109,7 @@ def write_kept(
                 "least one; nothing was written; loosen the rules"
             )
         report = {"source": str(source), "documents": len(documents), **filter_.to_dict()}
-        write_whole(aside / REPORT, json_bytes(report, name="the report", indent=1) + b"\n")
+        write_bytes(aside / REPORT, json_bytes(report, name="the report", indent=1) + b"\n")
 
 
 def dropped_table(filter_: Filter, *, size: int) -> Table:

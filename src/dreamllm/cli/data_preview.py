@@ -49,7 +49,7 @@ def run(
         raise ConfigError(f"out is {out}; expected a name that ends in .html; rename it")
     from dreamllm.data.measures import MeasureOptions, usable
     from dreamllm.data.preview import preview_item, preview_page
-    from dreamllm.data.rewriting import write_whole
+    from dreamllm.document.atomic import write_bytes
 
     archive = open_archive(path, format, options=format_options)
     size = len(archive)
@@ -62,7 +62,7 @@ def run(
         which = "the first" if first else f"drawn with seed {sample_seed}"
         summary = f"{len(chosen):,} of {size:,} documents, {which}" if len(chosen) < size else "all documents"
     items = [preview_item(index, usable(archive, index), options=options) for index in chosen]
-    write_whole(out, preview_page(items, title=str(path), summary=summary).encode("utf-8"))
+    write_bytes(out, preview_page(items, title=str(path), summary=summary).encode("utf-8"))
     num_faults = sum(item.fault is not None for item, _ in items)
     console = make_console()
     if not faults:

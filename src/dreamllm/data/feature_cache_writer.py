@@ -29,7 +29,7 @@ from dreamllm.data.feature_cache import (
     shard_digests,
     shard_names,
 )
-from dreamllm.document.atomic import replacing, write_bytes
+from dreamllm.document.atomic import write_bytes
 from dreamllm.errors import ConfigError, DocumentError
 
 SHARD_BYTES = 2**28
@@ -48,7 +48,8 @@ class FeatureCacheWriter:
 
         Raises:
             ConfigError: it holds something else, or entries of another type.
-            DocumentError: it cannot be written, or a file in it is damaged.
+            DocumentError: a file in it is damaged.
+            DiskError: it cannot be written.
         """
         self.folder = Path(folder)
         self.spec = spec
@@ -93,8 +94,8 @@ class FeatureCacheWriter:
         """Take a record; nothing happens if the picture's is there.
 
         Raises:
-            DocumentError: the record has another shape, or values that its type cannot hold; or its shard
-                cannot be written.
+            DocumentError: the record has another shape, or values that its type cannot hold.
+            DiskError: its shard cannot be written.
         """
         if digest in self:
             return
@@ -113,7 +114,7 @@ class FeatureCacheWriter:
         """Write what waits as one shard.
 
         Raises:
-            DocumentError: it cannot be written.
+            DiskError: it cannot be written.
         """
         if not self._waiting:
             return
@@ -125,8 +126,8 @@ class FeatureCacheWriter:
             "checksums": torch.tensor([checksum(record) for record in records], dtype=torch.uint32),
         }
         name = hashlib.sha256(b"".join(digests)).hexdigest()[:24]
-        with replacing(self.folder / f"{name}.safetensors") as file:
-            file.write(save({key: tensor.contiguous() for key, tensor in tensors.items()}))
+        data = save({key: tensor.contiguous() for key, tensor in tensors.items()})
+        write_bytes(self.folder / f"{name}.safetensors", data)
         self.num_written += len(digests)
         self._done.update(digests)
         self._waiting.clear()
@@ -136,7 +137,8 @@ def write_index(folder: str | Path) -> int:
     """Take all shards of a cache into its index; the number of its entries, each picture once.
 
     Raises:
-        DocumentError: a shard is damaged, or the index cannot be written.
+        DocumentError: a shard is damaged.
+        DiskError: the index cannot be written.
     """
     folder = Path(folder)
     spec, names = read_spec(folder), shard_names(folder)
@@ -154,8 +156,7 @@ def write_index(folder: str | Path) -> int:
         "shards": torch.from_numpy(shards[kept]),
         "rows": torch.from_numpy(rows[kept]),
     }
-    with replacing(folder / INDEX_FILE) as file:
-        file.write(save(tensors, metadata={"names": json.dumps(names)}))
+    write_bytes(folder / INDEX_FILE, save(tensors, metadata={"names": json.dumps(names)}))
     return len(kept)
 
 

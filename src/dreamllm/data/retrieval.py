@@ -126,7 +126,8 @@ class DocumentIndex:
         """Write index.faiss, documents.jsonl with its pictures, and index.json, which comes last.
 
         Raises:
-            DocumentError: a file or a document cannot be written.
+            DocumentError: a document cannot be written.
+            DiskError: a file cannot be written.
         """
         folder = Path(folder)
         write_documents(self.documents, folder / "documents.jsonl")

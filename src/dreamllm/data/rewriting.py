@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dreamllm.data.filters import Filter
 from dreamllm.data.measures import Documents, MeasureOptions, measure_all
-from dreamllm.document.atomic import write_bytes
+from dreamllm.document.atomic import writing
 from dreamllm.document.document import Document
 from dreamllm.errors import DocumentError
 
@@ -38,14 +38,15 @@ def new_folder(path: Path) -> Iterator[Path]:
     """A folder to fill that becomes `path` when the block ends without an error; after one nothing is left.
 
     Raises:
-        DocumentError: `path` exists, cannot be made, or the disk is full.
+        DocumentError: `path` exists.
+        DiskError: it cannot be made, or the disk is full.
     """
     if os.path.lexists(path):
         raise DocumentError(
             f"{path} exists; expected a new folder, since nothing is overwritten; choose another name"
         )
     aside = path.parent / f".{path.name}.{secrets.token_hex(6)}.tmp"
-    try:
+    with writing(path):
         made = _make_parents(path.parent)
         try:
             aside.mkdir()
@@ -57,27 +58,6 @@ def new_folder(path: Path) -> Iterator[Path]:
                 for folder in made:
                     folder.rmdir()
             raise
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that appears whole or not at all.
-
-    Raises:
-        DocumentError: it cannot be written, or the disk is full.
-    """
-    try:
-        write_bytes(path, data)
-    except OSError as error:  # of the disk, while bytes are written
-        raise _cannot_write(path, error) from error
-
-
-def _cannot_write(path: Path, error: OSError) -> DocumentError:
-    return DocumentError(
-        f"cannot write {path}: {error.strerror or error}; expected a place that takes new files, with enough "
-        "free space; check the path, its permissions and the disk"
-    )
 
 
 def _make_parents(folder: Path) -> list[Path]:

@@ -155,7 +155,8 @@ def write_shards(
 
     Raises:
         ConfigError: the sizes cannot be meant, or the folder holds shards already.
-        DocumentError: a document cannot be written as JSON, or a file cannot be written.
+        DocumentError: a document cannot be written as JSON.
+        DiskError: a file cannot be written.
         ImageError: a picture cannot be read, or is none.
     """
     folder = Path(folder)

@@ -39,7 +39,8 @@ def save_document(document: Document, path: str | Path) -> Path:
     """Write to `.html`, `.md` (pictures go to `NAME_images/` beside it) or `.json`, by the suffix.
 
     Raises:
-        DocumentError: the suffix is another one, or the file cannot be written.
+        DocumentError: the suffix is another one.
+        DiskError: the file cannot be written.
         ImageError: a picture cannot be opened.
     """
     path = Path(path)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from dreamllm.errors import ConfigError
+from dreamllm.errors import ConfigError, DreamLLMError
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,24 @@ class Ranks:
     def wait(self) -> None:
         """Go on when all have come here."""
         self.sum([0.0])
+
+    @contextmanager
+    def agreed(self) -> Iterator[None]:
+        """An error of this package that is raised in the block on one of them is raised on all of them.
+
+        Otherwise the others would wait for the one that has left. Nothing in the block may wait for others
+        after what can fail.
+        """
+        error: DreamLLMError | None = None
+        try:
+            yield
+        except DreamLLMError as raised:
+            error = raised
+        if self.any(flag=error is not None):
+            first = next(each for each in self.gather(error) if each is not None)
+            if first is error:
+                raise first
+            raise first from error
 
     def _reduced(self, values: Sequence[float], operation: str) -> list[float]:
         if self.is_alone:

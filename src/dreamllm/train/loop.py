@@ -15,19 +15,19 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
-from torch.utils.data import DataLoader
 
 from dreamllm.checkpoint.store import ShardedSaves, latest, load_run, save_run
 from dreamllm.config import to_dict, to_yaml
-from dreamllm.document.atomic import write_bytes
+from dreamllm.document.atomic import replace_folder, write_bytes, writing
 from dreamllm.errors import CheckpointError, ConfigError
 from dreamllm.runtime.distributed import ALONE, Ranks, joined, ranks_of
 from dreamllm.runtime.seeding import derive_seed, seed_everything
+from dreamllm.train.feed import StepFeed
 from dreamllm.train.flops import flops_of
-from dreamllm.train.interrupt import StopRequest, leave_sigint_to_parent, stop_on_signals
+from dreamllm.train.interrupt import StopRequest, stop_on_signals
 from dreamllm.train.meters import StepMeter, peak_flops
 from dreamllm.train.metrics import MetricsLog, gate_record, step_record
 from dreamllm.train.objectives.objective import GateResult, Objective
@@ -38,12 +38,12 @@ from dreamllm.train.run_config import RunConfig
 from dreamllm.train.run_state import Run
 from dreamllm.train.schedule import lr_factor
 from dreamllm.train.sinks import chosen_trackers, open_sinks
+from dreamllm.train.source_meter import SourceMeter
 from dreamllm.train.step import StepResult, optimizer_step
 
 logger = logging.getLogger(__name__)
 
 Resume = Literal["auto", "never", "must"]
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +73,10 @@ def train(config: RunConfig, objective: Objective, out_dir: Path, *, resume: Res
 
     Raises:
         TrainingError: a loss or a gradient is not finite.
-        CheckpointError: a checkpoint cannot be written, or does not belong to this run.
+        CheckpointError: a checkpoint is not there, or does not belong to this run.
+        DiskError: the disk is full, or takes no files; on all ranks, whichever cannot write. The run goes on
+            from its last checkpoint when it is started again.
+        MissingExtraError: a tracker is not installed.
         ConfigError: the device or a parameter group cannot be meant, or the objective cannot train on many
             ranks.
     """
@@ -89,16 +92,16 @@ def _train(
         torch.set_num_threads(config.num_threads)
     run = Run.start(config, objective, pick_device(config.device, ranks), ranks)
     start = _resume(run, out_dir / "checkpoints", resume)
-    if ranks.is_main:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        write_bytes(out_dir / "config.yaml", to_yaml(config).encode())
+    with ranks.agreed():
+        if ranks.is_main:
+            write_bytes(out_dir / "config.yaml", to_yaml(config).encode())
     logger.info(objective.tables())
     logger.info(
         "run %s: step %d of %d on %s, %d ranks, in %s",
         config.name, start, config.steps, run.device, ranks.size, out_dir,
     )  # fmt: skip
     with (
-        _open_metrics(config, out_dir, start) if ranks.is_main else contextlib.nullcontext() as metrics,
+        _open_metrics(config, out_dir, start, ranks) as metrics,
         stop_on_signals() as stop,
     ):
         step, checkpoint = _train_steps(run, start, out_dir, metrics=metrics, stop=stop)
@@ -161,7 +164,7 @@ def _train_steps(
     config = run.config
     step = start
     saves = _Saves(run, out_dir / "checkpoints", start)
-    meter = _meter(run)
+    meter, sources, feed = _meter(run), SourceMeter(run.ranks), StepFeed(run, start, stop)
     with (
         RunProgress(config.name, steps=config.steps, start=start, is_main=run.ranks.is_main) as progress,
         StepProfiler(
@@ -170,18 +173,21 @@ def _train_steps(
         saves,
     ):
         meter.begin()
-        for micro_batches in _read_steps(run, start, stop):
+        for micro_batches in feed:
             meter.data_ready()
             result, lr = _one_step(run, micro_batches, step)
             step += 1
             seconds = meter.step_done(micro_batches)
+            sources.step_done(step, result, micro_batches)
             profiler.step_done()
             progress.step_done(step, loss=result.loss, rates=meter.so_far())
             if step % config.log_every == 0 or step == config.steps:
-                rates = meter.reading()
-                if metrics is not None:
-                    metrics.write(step_record(result, step=step, lr=lr, seconds=seconds, rates=rates))
+                rates = meter.reading() | sources.reading()
+                with run.ranks.agreed():
+                    if metrics is not None:
+                        metrics.write(step_record(result, step=step, lr=lr, seconds=seconds, rates=rates))
                 progress.logged(step, loss=result.loss, rates=rates)
+                feed.warn_of_waiting(rates)
             saves.settle()
             if step % config.save_every == 0:
                 saves.save(step)
@@ -189,11 +195,14 @@ def _train_steps(
                 _sample(run, out_dir, step)
             if config.gate_every is not None and step % config.gate_every == 0 and step < config.steps:
                 gate = _gate(run, step)
-                if metrics is not None:
-                    metrics.write(gate_record(gate, step=step))
+                with run.ranks.agreed():
+                    if metrics is not None:
+                        metrics.write(gate_record(gate, step=step))
             if _is_to_stop(run, stop):
                 break
             meter.begin()
+        else:
+            _is_to_stop(run, stop)  # a signal may have taken the data of the steps that are left
         path = saves.finish(step)
     return step, path
 
@@ -240,7 +249,8 @@ class _Saves:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.settle()
+        if self._sharded is not None:
+            self._sharded.leave()
 
 
 def _is_to_stop(run: Run, stop: StopRequest) -> bool:
@@ -281,41 +291,21 @@ def _one_step(run: Run, micro_batches: Sequence[Any], step: int) -> tuple[StepRe
     return result, lr
 
 
-def _read_steps(run: Run, start: int, stop: StopRequest) -> Iterator[Sequence[Any]]:
-    """The micro-batches of every step that is left, prepared ahead by workers when there are any."""
-    loader = DataLoader(
-        run.objective.data,
-        sampler=range(start, run.config.steps),
-        batch_size=None,
-        collate_fn=_as_it_is,
-        num_workers=run.config.num_workers,
-        worker_init_fn=leave_sigint_to_parent,
-    )
-    steps = iter(loader)
-    for _ in range(start, run.config.steps):
-        micro_batches: Sequence[Any] | None = None
-        try:
-            micro_batches = next(steps)
-        except RuntimeError:
-            # A SIGTERM to the whole process group also ends the workers; what is done so far is still saved.
-            if stop.signal_name is None or run.config.num_workers == 0:
-                raise
-        if run.ranks.any(flag=micro_batches is None) or micro_batches is None:
-            _is_to_stop(run, stop)
-            return
-        yield micro_batches
-
-
-def _as_it_is(micro_batches: Item) -> Item:
-    """Keeps the loader from turning arrays into tensors."""
-    return micro_batches
-
-
-def _open_metrics(config: RunConfig, out_dir: Path, start: int) -> MetricsLog:
-    """The log of metrics, and the trackers that a run asks for."""
-    trackers = chosen_trackers(config.trackers, tensorboard=config.tensorboard)
-    sinks = open_sinks(trackers, out_dir, name=config.name, config=to_dict(config), step=start)
-    return MetricsLog(out_dir, step=start, sinks=sinks)
+@contextlib.contextmanager
+def _open_metrics(config: RunConfig, out_dir: Path, start: int, ranks: Ranks) -> Iterator[MetricsLog | None]:
+    """The log of metrics, with the trackers that a run asks for; the main rank has it, the others None."""
+    log: MetricsLog | None = None
+    with ranks.agreed(), writing(out_dir):
+        if ranks.is_main:
+            trackers = chosen_trackers(config.trackers, tensorboard=config.tensorboard)
+            sinks = open_sinks(trackers, out_dir, name=config.name, config=to_dict(config), step=start)
+            log = MetricsLog(out_dir, step=start, sinks=sinks)
+    with contextlib.ExitStack() as closing:
+        if log is not None:
+            closing.enter_context(log)
+        yield log
+        with ranks.agreed():
+            closing.close()
 
 
 def _meter(run: Run) -> StepMeter:
@@ -353,7 +343,7 @@ def _result(
 
 def _sample(run: Run, out_dir: Path, step: int) -> None:
     folder = out_dir / "samples" / f"step-{step:08d}"
-    with _result(run, step, "sample") as objective:
+    with run.ranks.agreed(), _result(run, step, "sample") as objective, writing(folder):
         if objective is not None:
             folder.mkdir(parents=True, exist_ok=True)
             objective.sample(folder, step)
@@ -361,7 +351,7 @@ def _sample(run: Run, out_dir: Path, step: int) -> None:
 
 def _gate(run: Run, step: int) -> GateResult:
     """The same on all ranks."""
-    with _result(run, step, "gate") as objective:
+    with run.ranks.agreed(), _result(run, step, "gate") as objective:
         measured = None if objective is None else objective.gate()
     gate = run.ranks.broadcast(measured)
     assert gate is not None  # the main rank has measured it
@@ -375,10 +365,12 @@ def _finish(run: Run, out_dir: Path) -> tuple[GateResult, Path]:
     steps = run.config.steps
     _sample(run, out_dir, steps)
     gate = _gate(run, steps)
-    with _result(run, steps, "export", device=torch.device("cpu")) as objective:
+    with (
+        run.ranks.agreed(),
+        _result(run, steps, "export", device=torch.device("cpu")) as objective,
+    ):
         if objective is not None:
             _write_result(objective, gate, out_dir)
-    run.ranks.wait()
     return gate, out_dir / "model"
 
 
@@ -386,10 +378,13 @@ def _write_result(objective: Objective, gate: GateResult, out_dir: Path) -> None
     record = {"passed": gate.passed, "metrics": dict(gate.metrics), "message": gate.message}
     write_bytes(out_dir / "gate.json", (json.dumps(record, indent=1) + "\n").encode())
     model, aside = out_dir / "model", out_dir / ".unfinished-model"
-    if aside.exists():
-        shutil.rmtree(aside)
-    aside.mkdir()
-    objective.export(aside)
-    if model.exists():
-        shutil.rmtree(model)
-    aside.rename(model)
+    with writing(model):
+        if aside.exists():
+            shutil.rmtree(aside)
+        aside.mkdir()
+        try:
+            objective.export(aside)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+        replace_folder(aside, model)

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from dreamllm.document.atomic import write_bytes
+from dreamllm.document.atomic import write_bytes, writing
 from dreamllm.errors import TrainingError
 from dreamllm.train.objectives.objective import GateResult
 from dreamllm.train.sinks import Sink
@@ -73,24 +74,31 @@ class MetricsLog:
     """
 
     def __init__(self, folder: Path, *, step: int = 0, sinks: Sequence[Sink] = ()) -> None:
-        path = folder / "metrics.jsonl"
-        if path.exists():
-            kept = [record for record in read_metrics(path) if record["step"] <= step]
-            write_bytes(path, "".join(_line(record) for record in kept).encode())
+        self._path = folder / "metrics.jsonl"
+        if self._path.exists():
+            kept = [record for record in read_metrics(self._path) if record["step"] <= step]
+            write_bytes(self._path, "".join(_line(record) for record in kept).encode())
         self._sinks = sinks
-        self._file = path.open("a", encoding="utf-8")
+        with writing(self._path):
+            self._file = self._path.open("a", encoding="utf-8")
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record and flush it."""
-        self._file.write(_line(record))
-        self._file.flush()
+        """Append one record and flush it.
+
+        Raises:
+            DiskError: it cannot be written; a part of a line that may be left is dropped at the next start.
+        """
+        with writing(self._path):
+            self._file.write(_line(record))
+            self._file.flush()
         values = {
             name.replace(".", "/"): float(value)
             for name, value in record.items()
             if isinstance(value, int | float) and name != "step"
         }
-        for sink in self._sinks:
-            sink.write(record["step"], values)
+        with writing(self._path.parent):
+            for sink in self._sinks:
+                sink.write(record["step"], values)
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -98,9 +106,11 @@ class MetricsLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
-        for sink in self._sinks:
-            sink.close()
+        with writing(self._path.parent), ExitStack() as closing:
+            for sink in self._sinks:
+                closing.callback(sink.close)
+            with writing(self._path):
+                self._file.close()
 
 
 def _line(record: Mapping[str, Any]) -> str:

@@ -220,7 +220,8 @@ class DreamLLMObjectiveConfig:
     phases: tuple[PhaseConfig, ...] = field(default=())
     documents_per_step: int = 16
     row_length: int = 512
-    """Positions of a packed row; no document may be longer."""
+    """Positions of a packed row; no document may be longer, nor longer than the language model's context. A
+    row may be: positions start again in every document, and long rows leave less empty."""
     rows_per_micro_batch: int = 8
     gradient_checkpointing: bool = False
     """Keep only the inputs of each block of the language model and of the denoiser, and compute the rest

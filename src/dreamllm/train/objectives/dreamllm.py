@@ -26,7 +26,9 @@ from dreamllm.generate.answers import argmax_at_labels, exact_answers
 from dreamllm.generate.interleaved import InterleavedGenerator
 from dreamllm.generate.options import GenerationOptions
 from dreamllm.losses.total import Term
+from dreamllm.models.dreamllm import DreamLLM
 from dreamllm.models.freezing import GroupRow, apply_trainable, render_table
+from dreamllm.models.language_model import context_length
 from dreamllm.models.lora import merged
 from dreamllm.models.quantization import quantize_linears
 from dreamllm.runtime.seeding import derive_seed, make_generator
@@ -53,20 +55,15 @@ class DreamLLMObjective:
     """Trains a DreamLLM on documents."""
 
     def __init__(self, config: DreamLLMObjectiveConfig, *, steps: int, seed: int) -> None:
-        options = EncodeOptions(
-            max_length=config.row_length,
-            condition_dropout=config.condition_dropout,
-            learn_dream_start_in_conversations=config.learn_dream_start_in_conversations,
-            mode=config.mode,
-        )
         if config.parts is not None:
             composed = compose(config.parts, dtype=torch.float32)
             self.module, self._sources = composed.model, composed.sources
+            options = _encode_options(config, self.module)
             self._encoder = encoder_of(self.module, composed.tokenizer, composed.transforms, options)
         else:
             assert config.model is not None  # the config has one of the two
             self.module, self._sources = load_model(config.model), read_index(config.model).sources
-            self._encoder = load_encoder(config.model, self.module, options)
+            self._encoder = load_encoder(config.model, self.module, _encode_options(config, self.module))
         if config.quantize is not None:
             quantize_linears(self.module.language_model.get_decoder(), config.quantize)
         if config.gradient_checkpointing:
@@ -239,6 +236,16 @@ class DreamLLMObjective:
         """What reads and draws pictures."""
         decoder = self.module.image_decoder
         return (self.module.vision_encoder, decoder.denoiser, decoder.vae)
+
+
+def _encode_options(config: DreamLLMObjectiveConfig, model: DreamLLM) -> EncodeOptions:
+    """Positions start again in every document, so rows may be longer than the context; documents may not."""
+    return EncodeOptions(
+        max_length=min(config.row_length, context_length(model.language_model) or config.row_length),
+        condition_dropout=config.condition_dropout,
+        learn_dream_start_in_conversations=config.learn_dream_start_in_conversations,
+        mode=config.mode,
+    )
 
 
 def _trainable(module: torch.nn.Module) -> list[torch.nn.Parameter]:

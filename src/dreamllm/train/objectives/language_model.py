@@ -17,8 +17,10 @@ from dreamllm.data.mixture import Mixture
 from dreamllm.data.transforms import TargetTransform, VisionTransform
 from dreamllm.document.document import Text
 from dreamllm.generate.answers import argmax_at_labels, exact_answers
-from dreamllm.losses.next_token import next_token_sum
+from dreamllm.losses.next_token import next_token_losses
 from dreamllm.losses.total import Term
+from dreamllm.models.language_model import run_decoder
+from dreamllm.models.packed_attention import attention_of, use_packed_attention
 from dreamllm.sequence.batch import Batch
 from dreamllm.sequence.chat import PLAIN_CHAT
 from dreamllm.sequence.encode import EncodeOptions, SequenceEncoder
@@ -69,6 +71,7 @@ class LanguageModelObjective:
                 use_cache=False,
             )
         )
+        use_packed_attention(self.module)
         self.module.train()
         self._config = config
         self._device = torch.device("cpu")
@@ -98,17 +101,13 @@ class LanguageModelObjective:
         """Cross-entropy at the labels."""
         batch = micro_batch.to(self._device)
         states = self._hidden(batch).flatten(0, 1).index_select(0, batch.label_positions)
-        return {
-            "next_token": Term(next_token_sum(states, self.module.lm_head, batch.labels), batch.num_labels)
-        }
+        losses = next_token_losses(states, self.module.lm_head, batch.labels)
+        documents = batch.label_documents
+        return {"next_token": Term.of_items(losses, documents, num_documents=batch.num_documents)}
 
     def _hidden(self, batch: Batch) -> Tensor:
-        return self.module.model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask(),
-            position_ids=batch.position_ids,
-            use_cache=False,
-        ).last_hidden_state
+        embeds = self.module.get_input_embeddings()(batch.input_ids)
+        return run_decoder(self.module, embeds, attention_of(self.module, batch), batch.position_ids)
 
     def document_ids(self, micro_batch: Batch) -> tuple[str, ...]:
         """Names of the packed documents."""
