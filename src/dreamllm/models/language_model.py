@@ -48,6 +48,12 @@ def num_cache_layers(language_model: PreTrainedModel) -> int:
     return int(getattr(config, "num_cache_layers", config.num_hidden_layers))
 
 
+def context_length(language_model: PreTrainedModel) -> int | None:
+    """Positions of the longest document that a language model is made for; None where it does not say."""
+    length: int | None = getattr(language_model.config.get_text_config(), "max_position_embeddings", None)
+    return length
+
+
 def sliding_window(language_model: PreTrainedModel) -> int | None:
     """How far back the layers see that do not see everything; None where all do."""
     config = language_model.config.get_text_config()
