@@ -39,7 +39,7 @@ from dreamllm.checkpoint.pretrained import save_model
 from dreamllm.config import load_config
 from dreamllm.data.transforms import TargetTransform, VisionTransform
 from dreamllm.generate.pipeline import WEIGHTS
-from dreamllm.losses.next_token import next_token_sum
+from dreamllm.losses.next_token import next_token_losses
 from dreamllm.models.decoders.stable_diffusion import StableDiffusionDecoder
 from dreamllm.models.dreamllm import DreamLLM, DreamLLMConfig
 from dreamllm.models.packed_attention import attention_of
@@ -197,7 +197,7 @@ def start_run(
 ) -> Run:
     """Stage II of the tiny family, with this model in place of its own."""
     transforms = {
-        "vision": VisionTransform(image_px=IMAGE_PX).to_dict(),
+        "vision": VisionTransform(image_px=model.vision_encoder.image_px).to_dict(),
         "target": TargetTransform(image_px=IMAGE_PX).to_dict(),
     }
     with tempfile.TemporaryDirectory() as folder:
@@ -242,7 +242,7 @@ def language_pass(model: DreamLLM, batch: Batch) -> None:
     attention = attention_of(model.language_model, batch)
     states = model.language_states(embeds.requires_grad_(True), attention, batch.position_ids)
     chosen = states.flatten(0, 1).index_select(0, batch.label_positions)
-    next_token_sum(chosen, model.logits, batch.labels).backward()
+    next_token_losses(chosen, model.logits, batch.labels).sum().backward()
 
 
 def time_by_kind(work: Callable[[], None]) -> dict[str, float]:

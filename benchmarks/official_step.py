@@ -1,172 +1,95 @@
 """Training throughput of this code against a step computed as the published DreamLLM code computes it.
 
     python benchmarks/official_step.py
-    python benchmarks/official_step.py --width 256 --documents 24
+    python benchmarks/official_step.py --pictures 1.5 --spread even
+    python benchmarks/official_step.py --data world
 
 Both sides train one model on the same documents of stage II and must compute the same loss. The published
-step, stated again here: a row for each document, padded to the longest; pictures and queries spliced in and
-conditions read out by loops of `torch.cat`; logits of all positions in float32; CLIP and the VAE in every
-step, on a blank picture where there is none. In between stand steps with one measure of this code each.
+step is stated again in `published_step.py`; in between stand steps with one measure of this code each.
+Documents and model have the proportions of the published ones (`stage2_documents.py`, `stage2_model.py`), or
+with `--data world` are those of the world that the shipped models learn.
 """
 
 import argparse
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
-from statistics import median
-from typing import Any
+from itertools import islice
+from pathlib import Path
+from typing import Any, get_args
 
 import torch
-import torch.nn.functional as F
 from gemm_share import make_model, start_run
+from published_step import CACHE, MEASURES, ONE_ROW, ROWS, WEIGHTS_OF_TERMS, PublishedStep
 from rounds import parse_arguments, positive, print_table, report, spread, take_turns, use_one_thread
+from stage2_documents import (
+    CONTEXT,
+    MEAN_PICTURES,
+    MEAN_TOKENS,
+    SLOT,
+    Kind,
+    Pages,
+    Spread,
+    outlines,
+    write_stage2,
+)
+from stage2_model import Shares, flop_ratios, make_stage2_model, published_shares, shares_of
 from torch import Tensor
 
 from dreamllm.generate.pipeline import WEIGHTS
-from dreamllm.losses.next_token import next_token_sum
-from dreamllm.losses.total import Term, total
-from dreamllm.models.decoders.draws import generators_of
+from dreamllm.losses.total import total
 from dreamllm.models.dreamllm import DreamLLM
-from dreamllm.models.packed_attention import attention_of
-from dreamllm.models.splice import read_slots, write_slots
 from dreamllm.sequence.batch import Batch
 from dreamllm.sequence.cached_pictures import CachedPictures
-from dreamllm.sequence.special_tokens import SpecialTokens
+from dreamllm.sequence.pixels import Pixels
 from dreamllm.sequence.tokenizer import Tokenizer
+from dreamllm.train.flops import document_lengths
 from dreamllm.train.run_state import Run
 from dreamllm.train.step import optimizer_step
 
 PUBLISHED, OURS, CACHED = "published step", "this code", "this code, cached pictures"
-PACKING, SPLICING, LABELS, CACHE = "packed rows", "spliced by index", "head at labels", "cached pictures"
-MEASURES = (PACKING, SPLICING, LABELS, CACHE)
-WEIGHTS_OF_TERMS: Mapping[str, float] = {"next_token": 1.0, "denoising": 10.0}
-"""Those of the published stage II."""
-FIRST_STEP = 1000
-"""Of the recipe's 2000: in the phase that mixes all kinds of documents."""
 MAX_LOSS_GAP = 1e-4
 """Of the loss, for rounding."""
-IGNORED = -100
+SEED = 0
+LONG_RUN = 2000
+"""Steps whose FLOPs are counted without training."""
+NUM_RANKS = 128
+"""GPUs of the paper, of which the slowest counts."""
 
 
-class PublishedStep:
-    """An objective whose losses are computed as published, but for some measures."""
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What both sides train, and on what."""
 
-    weights = WEIGHTS_OF_TERMS
-
-    def __init__(self, model: DreamLLM, special: SpecialTokens, measures: Sequence[str] = ()) -> None:
-        self.module, self._special, self._measures = model, special, measures
-
-    def counts(self, micro_batch: Batch) -> dict[str, int]:
-        """Supervised tokens and pictures."""
-        return {"next_token": micro_batch.num_labels, "denoising": micro_batch.num_targets}
-
-    def document_ids(self, micro_batch: Batch) -> tuple[str, ...]:
-        """Names, for messages."""
-        return micro_batch.document_ids
-
-    def losses(self, micro_batch: Batch, generator: torch.Generator) -> dict[str, Term]:
-        """Means times counts: with one micro-batch a step, the step divides by the same counts again."""
-        model, batch = self.module, micro_batch
-        embeds = self._embed(batch)
-        states = self._states(embeds, batch)
-        tokens = self._next_token(states, batch)
-        if SPLICING in self._measures:
-            read = read_slots(states, batch.dream_slots)
-        else:
-            read = torch.stack(
-                [
-                    states[row, start + 1 : start + 1 + model.config.num_dream_queries]
-                    for row in range(len(states))
-                    for start in torch.where(batch.input_ids[row] == self._special.dream_start)[0].tolist()
-                ]
-            )
-        own = generators_of(batch.noise_seeds)
-        moments = model.image_decoder.moments(batch.target_pixels)
-        if batch.cached_targets is not None:
-            moments = batch.cached_targets.fill(moments)
-        latents = model.image_decoder.latents(moments, own)
-        errors = model.image_decoder.denoising_loss(latents, model.project_conditions(read), own)
-        terms = {"next_token": tokens, "denoising": errors.mean()}
-        for term in terms.values():
-            term.item()  # both are read off in every step
-        counts = self.counts(batch)
-        return {name: Term(term * counts[name], counts[name]) for name, term in terms.items()}
-
-    def _embed(self, batch: Batch) -> Tensor:
-        """Embeddings of all rows with pictures and queries in them."""
-        model = self.module
-        embeds, features = model.embed_ids(batch.input_ids), model.image_features(batch)
-        if len(features) == 0:  # a blank picture keeps every parameter in use
-            blank = batch.vision_pixels.new_zeros(1, 3, *[model.vision_encoder.image_px] * 2)
-            embeds = embeds + 0.0 * model.image_embeds(blank).sum()
-        images = model.project_images(features)
-        if SPLICING in self._measures:
-            embeds = write_slots(embeds, images, batch.image_slots)
-            return write_slots(embeds, model.dream_queries(len(batch.dream_slots)), batch.dream_slots)
-        rows, used = [], 0
-        for row, ids in zip(embeds, batch.input_ids, strict=True):
-            for start in torch.where(ids == self._special.dream_start)[0].tolist():
-                row = _spliced(row, model.query_embeds(), start + 1)
-            for start in torch.where(ids == self._special.im_start)[0].tolist():
-                row = _spliced(row, images[used], start + 1)
-                used += 1
-            rows.append(row)
-        return torch.stack(rows)
-
-    def _states(self, embeds: Tensor, batch: Batch) -> Tensor:
-        """What the language model says; with padding on the right, causal attention needs no mask."""
-        model = self.module
-        if PACKING in self._measures:
-            attention = attention_of(model.language_model, batch)
-            return model.language_states(embeds, attention, batch.position_ids)
-        positions = torch.arange(embeds.shape[1], device=embeds.device)[None]
-        return (
-            model.language_model.get_decoder()(
-                inputs_embeds=embeds, attention_mask=None, position_ids=positions, use_cache=False
-            )
-        ).last_hidden_state
-
-    def _next_token(self, states: Tensor, batch: Batch) -> Tensor:
-        """Mean cross-entropy."""
-        model = self.module
-        if LABELS in self._measures:
-            chosen = states.flatten(0, 1).index_select(0, batch.label_positions)
-            return next_token_sum(chosen, model.logits, batch.labels) / batch.num_labels
-        logits = model.logits(states).float()
-        labels = torch.full(batch.input_ids.shape, IGNORED).flatten()
-        labels[batch.label_positions] = batch.labels
-        return F.cross_entropy(logits.flatten(0, 1), labels, ignore_index=IGNORED)
-
-
-def _spliced(row: Tensor, vectors: Tensor, start: int) -> Tensor:
-    return torch.cat([row[:start], vectors, row[start + len(vectors) :]])
+    model: DreamLLM
+    context: int
+    """Positions of the longest document, at most."""
+    first_step: int
+    overrides: tuple[str, ...] = ()
+    """Of the recipe."""
 
 
 def main() -> int:
     """Measure; 1 if not all sides compute the same loss."""
-    arguments = parse_arguments(__doc__, _add_arguments, rounds=4)
+    arguments = parse_arguments(__doc__, _add_arguments, rounds=6)
     use_one_thread()
-    torch.manual_seed(0)
+    torch.manual_seed(SEED)
     tokenizer = Tokenizer.from_pretrained(WEIGHTS / "tiny" / "tokenizer")
-    weights = [f"objective.{name}_weight={value}" for name, value in WEIGHTS_OF_TERMS.items()]
-    changes = ("noises_per_image=1", "condition_dropout=0", f"rows_per_micro_batch={arguments.documents}")
-    new = make_model(tokenizer, arguments)
-    run, padded = (
-        start_run(
-            new,
-            tokenizer,
-            arguments.documents,
-            [*(f"objective.{change}" for change in changes), *weights, f"objective.packing={packing}"],
-        )
-        for packing in ("true", "false")
-    )
-    model: Any = run.objective.module
-    names = (PUBLISHED, *MEASURES, OURS, CACHED)
-    batches = {name: batches_for(name, run, padded, arguments.rounds + 1) for name in names}
-    special = tokenizer.special
+    with tempfile.TemporaryDirectory() as folder:
+        stage = make_stage(arguments, tokenizer, Path(folder))
+        runs = start_runs(stage, tokenizer, arguments.documents)
+        names = (PUBLISHED, *MEASURES, OURS, CACHED)
+        model: Any = runs[OURS].objective.module
+        batches = {
+            name: batches_for(name, runs, stage.first_step, arguments.rounds + 1, model) for name in names
+        }
+    run, special = runs[OURS], tokenizer.special
     objectives = {PUBLISHED: PublishedStep(model, special), OURS: run.objective, CACHED: run.objective}
     objectives |= {name: PublishedStep(model, special, [name]) for name in MEASURES}
     gap = largest_gap(objectives, {name: steps[0] for name, steps in batches.items()})
+    for name in (PUBLISHED, OURS):  # warm-up
+        move(run, objectives[name], batches[name][0])
     seconds = take_turns(
         {
             name: partial(
@@ -176,47 +99,151 @@ def main() -> int:
         },
         rounds=arguments.rounds,
     )
-    ratios = {
+    ratios = {name: sum(seconds[PUBLISHED]) / sum(seconds[name]) for name in names}
+    by_step = {
         name: [one / other for one, other in zip(seconds[PUBLISHED], seconds[name], strict=True)]
         for name in names
     }
-    padding = {name: share_of_padding(batches[name]) for name in (PUBLISHED, OURS)}
+    padding = {name: padding_of(batches[name][1:]) for name in (PUBLISHED, ROWS, ONE_ROW)}
     print_table(
-        f"Documents per second, stage II, width {arguments.width}, {arguments.documents} documents a step",
+        f"Documents per second, stage II, data {arguments.data}, {arguments.documents} documents a step",
         ("ratio", "by step"),
-        {name: [f"{median(ratios[name]):.2f}", spread(ratios[name])] for name in names},
+        {name: [f"{ratios[name]:.2f}", spread(by_step[name])] for name in names},
     )
     is_same = gap <= MAX_LOSS_GAP
-    print(f"  Padding: {padding[PUBLISHED]:.1%} of a row for each document, {padding[OURS]:.1%} packed.")
-    print(f"  All sides compute {'the same' if is_same else 'NOT THE SAME'} loss: {gap:.1e} apart.\n")
-    report("official_step", arguments, {"ratios": ratios, "padding": padding, "loss_gap": gap})
+    print("  Padding: " + ", ".join(f"{share:.1%} {name}" for name, share in padding.items()) + ".")
+    print(f"  All sides compute {'the same' if is_same else 'NOT THE SAME'} loss: {gap:.1e} apart.")
+    result = {"ratios": ratios, "by_step": by_step, "padding": padding, "loss_gap": gap}
+    if arguments.data == "published":
+        result |= tell_proportions(stage.model, batches[PUBLISHED][1:], arguments)
+    report("official_step", arguments, result)
     return 0 if is_same else 1
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    for name, default in (("width", 384), ("layers", 4), ("documents", 16)):
-        parser.add_argument(f"--{name}", type=positive, default=default, help="(default: %(default)s)")
+    add = parser.add_argument
+    add("--data", choices=("published", "world"), default="published", help="(default: %(default)s)")
+    add("--documents", type=positive, default=16, help="in a step (default: %(default)s)")
+    add("--width", type=positive, help="of the Llama (default: 512, or 384 with the world)")
+    add("--layers", type=positive, help="of the Llama (default: 5, or 4 with the world)")
+    add("--vocabulary", type=positive, help="words of the head (default: those of the tokenizer)")
+    add("--pictures", type=float, default=1.0, help="of a page, times the published mean (default: 1)")
+    add("--tokens", type=float, default=1.0, help="of a page, times the published mean (default: 1)")
+    add("--spread", choices=get_args(Spread), default="wide", help="of pages (default: %(default)s)")
 
 
-def batches_for(name: str, packed: Run, padded: Run, num_steps: int) -> list[Batch]:
+def pages_of(arguments: argparse.Namespace) -> Pages:
+    """What the pages are like."""
+    return Pages(
+        pictures=MEAN_PICTURES * arguments.pictures,
+        tokens=MEAN_TOKENS * arguments.tokens,
+        spread=arguments.spread,
+    )
+
+
+def make_stage(arguments: argparse.Namespace, tokenizer: Tokenizer, folder: Path) -> Stage:
+    """Model and documents; the latter are written into the folder, or made as they are read."""
+    if arguments.data == "world":
+        arguments.width, arguments.layers = arguments.width or 384, arguments.layers or 4
+        return Stage(model=make_model(tokenizer, arguments), context=512, first_step=1000)
+    arguments.width, arguments.layers = arguments.width or 512, arguments.layers or 5
+    num_documents = (arguments.rounds + 1) * arguments.documents
+    path = write_stage2(folder / "stage2.jsonl", pages_of(arguments), num_documents=num_documents, seed=SEED)
+    return Stage(
+        model=make_stage2_model(
+            tokenizer, width=arguments.width, layers=arguments.layers, vocabulary=arguments.vocabulary
+        ),
+        context=CONTEXT,
+        first_step=0,
+        overrides=(f"objective.phases=[{{until: 1.0, sources: [{{kind: jsonl, path: {path}}}]}}]",),
+    )
+
+
+def start_runs(stage: Stage, tokenizer: Tokenizer, num_documents: int) -> dict[str, Run]:
+    """The layouts: a row a document, rows as long as the context, and one row for all."""
+    weights = [f"{name}_weight={value}" for name, value in WEIGHTS_OF_TERMS.items()]
+    plain = ("noises_per_image=1", "condition_dropout=0", f"rows_per_micro_batch={num_documents}", *weights)
+    layouts = {
+        PUBLISHED: ("packing=false", f"row_length={stage.context}"),
+        ROWS: ("packing=true", f"row_length={stage.context}"),
+        OURS: ("packing=true", f"row_length={stage.context * num_documents}"),
+    }
+    return {
+        name: start_run(
+            stage.model,
+            tokenizer,
+            num_documents,
+            [*stage.overrides, *(f"objective.{change}" for change in (*plain, *layout))],
+        )
+        for name, layout in layouts.items()
+    }
+
+
+def tell_proportions(
+    model: DreamLLM, batches: Sequence[Batch], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Print what the parts cost beside the published ones, and FLOPs of these steps and of a long run."""
+    shares = {"here": shares_of(model, slot=SLOT, context=CONTEXT), "published": published_shares()}
+    print_table(
+        "FLOPs of a part, of those of the language model's blocks",
+        tuple(shares),
+        {
+            name: [f"{getattr(each, name):.1%}" for each in shares.values()]
+            for name in (field.name for field in fields(Shares))
+        },
+    )
+    pages, size = pages_of(arguments), arguments.documents
+    written = list(islice(outlines(pages, seed=SEED), (arguments.rounds + 1) * size))
+    measured = [written[int(name.split("-")[1])] for batch in batches for name in batch.document_ids]
+    long_run = list(islice(outlines(pages, seed=SEED + 1), LONG_RUN * size))
+    ratios = {
+        f"{steps}, sizes {kind}": flop_ratios(each, documents, documents_per_step=size)
+        for steps, documents in (("these steps", measured), (f"{LONG_RUN} steps", long_run))
+        for kind, each in shares.items()
+    }
+    ratios[f"{LONG_RUN} steps, {NUM_RANKS} ranks"] = flop_ratios(
+        shares["published"], long_run, documents_per_step=size, num_ranks=NUM_RANKS
+    )
+    print_table(
+        "FLOPs of the published step, of those of this code",
+        ("", "cached", "padding"),
+        {
+            name: [f"{ours:.2f}", f"{cached:.2f}", f"{padding:.1%}"]
+            for name, (ours, cached, padding) in ratios.items()
+        },
+    )
+    return {"shares": {name: asdict(each) for name, each in shares.items()}, "flop_ratios": ratios}
+
+
+def batches_for(
+    name: str, runs: Mapping[str, Run], first_step: int, num_steps: int, model: DreamLLM
+) -> list[Batch]:
     """A micro-batch a step, laid out and with the pictures cached as a side has them."""
-    run = packed if name in (OURS, CACHED, PACKING) else padded
-    steps = [run.objective.data[FIRST_STEP + number] for number in range(num_steps)]
+    layout = ROWS if name == ROWS else OURS if name in (ONE_ROW, OURS, CACHED) else PUBLISHED
+    data = runs[layout].objective.data
+    steps = [data[first_step + number] for number in range(num_steps)]
     batches = [step[0] for step in steps]
     assert all(len(step) == 1 for step in steps)  # so the mean of a micro-batch is that of the step
-    return [
-        with_cache(packed.objective.module, batch) if name in (CACHE, CACHED) else batch for batch in batches
-    ]
+    check_lengths(batches)
+    return [with_cache(model, batch) if name in (CACHE, CACHED) else batch for batch in batches]
+
+
+def check_lengths(batches: Sequence[Batch]) -> None:
+    """Hold documents of published proportions to their outlines, which end their names."""
+    for batch in batches:
+        names = [name.split("-") for name in batch.document_ids]
+        if names[0][0] in get_args(Kind):
+            assert document_lengths(batch).tolist() == [int(name[-1]) for name in names]
 
 
 def with_cache(model: Any, batch: Batch) -> Batch:
     """The batch with the features and moments of all its pictures in place of their pixels."""
     return replace(
         batch,
-        vision_pixels=batch.vision_pixels[:0],
-        target_pixels=batch.target_pixels[:0],
-        cached_images=_all_cached(model.vision_encoder(batch.vision_pixels)),
-        cached_targets=_all_cached(model.image_decoder.moments(batch.target_pixels)),
+        vision_pixels=Pixels(batch.vision_pixels.levels[:0]),
+        target_pixels=Pixels(batch.target_pixels.levels[:0]),
+        cached_images=_all_cached(model.vision_encoder(batch.vision_pixels.scaled())),
+        cached_targets=_all_cached(model.image_decoder.moments(batch.target_pixels.scaled())),
     )
 
 
@@ -248,7 +275,7 @@ def move(run: Run, objective: Any, batch: Batch) -> None:
     )
 
 
-def share_of_padding(batches: Sequence[Batch]) -> float:
+def padding_of(batches: Sequence[Batch]) -> float:
     """Positions that belong to no document."""
     padding = sum(int((batch.document_index == 0).sum()) for batch in batches)
     return padding / sum(batch.input_ids.numel() for batch in batches)
