@@ -41,6 +41,7 @@ MEAN_PICTURES, MEAN_TOKENS = 29.9 / 7.3, 2400 / 7.3
 NUM_DIFFERENT_PICTURES = 32
 ENDS = 2
 """BOS and EOS."""
+LETTERS_A_TOKEN = 4
 WORD = " red"
 """One token."""
 
@@ -81,6 +82,12 @@ class Outline:
         """Of its sequence."""
         slots = self.num_read * (NUM_VISUAL_TOKENS + 2) + self.num_drawn * (NUM_DREAM_QUERIES + 2)
         return ENDS + sum(self.words) + slots
+
+    @property
+    def size(self) -> int:
+        """What shards would know of it: letters, and pictures as so many; a pair that is read is longer."""
+        is_read = self.kind == "read_pair"
+        return round(LETTERS_A_TOKEN * sum(self.words) / SCALE) + 1200 * self.num_pictures + is_read
 
     @property
     def labels(self) -> int:

@@ -24,6 +24,7 @@ from stage2_documents import (
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from dreamllm.config import load_config
+from dreamllm.data.mixture import deal
 from dreamllm.models.decoders.stable_diffusion import StableDiffusionDecoder
 from dreamllm.models.dreamllm import DreamLLM, DreamLLMConfig
 from dreamllm.models.freezing import apply_trainable
@@ -135,25 +136,40 @@ def flop_ratios(
     share of padding in the published one.
 
     Packed rows are counted without padding, and blank pictures not at all. Of ranks that step together, each
-    with so many documents, the slowest counts.
+    with so many documents, the slowest counts; this code deals them as its `Mixture` deals shards.
     """
+    size = documents_per_step * num_ranks
+    steps = [documents[start : start + size] for start in range(0, len(documents) - size + 1, size)]
 
-    def counts(name: str) -> np.ndarray:
-        whole = len(documents) // (documents_per_step * num_ranks) * documents_per_step * num_ranks
-        numbers = np.asarray([getattr(each, name) for each in documents[:whole]])
-        return numbers.reshape(-1, num_ranks, documents_per_step)
+    def counts(name: str, *, dealt: bool) -> np.ndarray:
+        """By step, rank and document."""
+        hands = [_dealt(step, num_ranks) if dealt else np.arange(size) for step in steps]
+        numbers = [[getattr(each, name) for each in step] for step in steps]
+        placed = np.take_along_axis(np.asarray(numbers), np.asarray(hands), axis=1)
+        return placed.reshape(-1, num_ranks, documents_per_step)
 
     def blocks(positions: np.ndarray) -> np.ndarray:
         return positions * (1 + shares.attention * positions / CONTEXT)
 
-    def steps(flops: np.ndarray) -> float:
+    def pictures(*, dealt: bool) -> tuple[np.ndarray, np.ndarray]:
+        """What it costs to encode them, and to learn to draw them."""
+        read, drawn = (counts(name, dealt=dealt) for name in ("num_read", "num_drawn"))
+        return SLOT * (shares.vision_encoder * read + shares.vae * drawn), SLOT * shares.unet * drawn
+
+    def slowest(flops: np.ndarray) -> float:
         return float(flops.sum(axis=2).max(axis=1).sum())
 
-    lengths, labels = counts("positions"), counts("labels")
+    lengths = counts("positions", dealt=False)
     padded = np.broadcast_to(lengths.max(axis=2, keepdims=True), lengths.shape)
-    drawing = SLOT * shares.unet * counts("num_drawn")
-    encoding = SLOT * (shares.vision_encoder * counts("num_read") + shares.vae * counts("num_drawn"))
-    published = steps(blocks(padded) + shares.head * padded + encoding + drawing)
-    cached = blocks(lengths) + shares.head * labels + drawing
+    published = slowest(blocks(padded) + shares.head * padded + sum(pictures(dealt=False)))
+    encoding, drawing = pictures(dealt=True)
+    cached = blocks(counts("positions", dealt=True)) + shares.head * counts("labels", dealt=True) + drawing
     padding = float(1 - lengths.sum() / padded.sum())
-    return published / steps(cached + encoding), published / steps(cached), padding
+    return published / slowest(cached + encoding), published / slowest(cached), padding
+
+
+def _dealt(step: Sequence[Outline], num_ranks: int) -> np.ndarray:
+    """The documents of a step, rank after rank."""
+    kinds = sorted({each.kind == "page" for each in step})
+    keys = [(kinds.index(each.kind == "page"), -each.size, place) for place, each in enumerate(step)]
+    return np.concatenate([np.asarray(hand) for hand in deal(keys, num_ranks)])

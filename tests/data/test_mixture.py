@@ -5,8 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from dreamllm.data.mixture import BLOCK, Mixture
-from dreamllm.data.sources import JsonlSourceConfig, PhaseConfig, WorldSourceConfig
+from dreamllm.data.mixture import BLOCK, Mixture, deal
+from dreamllm.data.shards import write_shards
+from dreamllm.data.sources import (
+    ArchiveSourceConfig,
+    JsonlSourceConfig,
+    PhaseConfig,
+    SourceConfig,
+    WorldSourceConfig,
+)
 from dreamllm.document.document import Document, Text
 from dreamllm.document.jsonl import write_documents
 from dreamllm.errors import ConfigError
@@ -26,7 +33,7 @@ def make_file(tmp_path: Path) -> MakeFile:
     return make
 
 
-def mixture(*sources: JsonlSourceConfig | WorldSourceConfig, size: int = 16, seed: int = 0) -> Mixture:
+def mixture(*sources: SourceConfig, size: int = 16, seed: int = 0) -> Mixture:
     return Mixture((PhaseConfig(sources=sources),), steps=100, documents_per_step=size, seed=seed)
 
 
@@ -109,3 +116,44 @@ def test_phases_without_a_source_that_weighs_something_are_refused(make_file: Ma
         Mixture((PhaseConfig(),), steps=10, documents_per_step=2, seed=0)
     with pytest.raises(ConfigError, match=r"sources weigh \[\[1\.0, 0\.0\]\]"):
         mixture(make_file("a", 1), make_file("b", 1, weight=0.0))
+
+
+def test_documents_are_dealt_there_and_back_by_hand() -> None:
+    keys = [(9,), (1,), (5,), (3,), (7,), (2,), (8,)]  # in order: places 1 5 3, then 2 4 6 dealt back, then 0
+
+    assert deal(keys, 3) == [[0, 1, 6], [4, 5], [2, 3]]
+
+
+@pytest.mark.parametrize("num_ranks", [1, 3, 4])
+def test_every_rank_gets_its_part_of_every_source(make_file: MakeFile, num_ranks: int) -> None:
+    mixed = mixture(make_file("a", 50), make_file("b", 50, weight=3.0), size=24)
+
+    for step in range(5):
+        hands = mixed.dealt(step, num_ranks=num_ranks)
+        names = [mixed.find(step, position)[0].name for position in range(24)]
+
+        assert sorted(position for hand in hands for position in hand) == list(range(24))
+        assert all(hand == sorted(hand) for hand in hands)
+        parts = [Counter(names[position] for position in hand) for hand in hands]
+        assert all(max(p[name] for p in parts) - min(p[name] for p in parts) <= 1 for name in "ab")
+
+
+def test_ranks_have_about_as_much_to_read_where_sizes_are_known(tmp_path: Path) -> None:
+    lengths = [2**number for number in range(10)] * 8
+    written = [Document(parts=(Text(text="w" * length),), id=f"{n}") for n, length in enumerate(lengths)]
+    write_shards(written, tmp_path / "shards", documents_per_shard=7)
+    mixed = mixture(ArchiveSourceConfig(path=tmp_path / "shards"), size=80)  # a step is an epoch
+
+    documents = mixed.documents(0)
+    loads = [sum(len(documents[position].text) for position in hand) for hand in mixed.dealt(0, num_ranks=4)]
+
+    assert sum(loads) == 8 * 1023
+    assert max(loads) == min(loads)  # eight documents of every length, two for each rank
+
+
+def test_a_damaged_table_does_not_keep_a_step_from_being_dealt(tmp_path: Path) -> None:
+    write_shards([Document(parts=(Text(text="w"),), id=f"{n}") for n in range(8)], tmp_path)
+    (tmp_path / "shard-000000.npy").write_bytes(b"cut")
+    mixed = mixture(ArchiveSourceConfig(path=tmp_path), size=8)
+
+    assert sorted(position for hand in mixed.dealt(0, num_ranks=2) for position in hand) == list(range(8))

@@ -15,7 +15,7 @@ from PIL import Image as PILImage
 from tests.document.random_documents import content, documents
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from dreamllm.data.archive import GroupedArchive, open_documents
+from dreamllm.data.archive import GroupedArchive, SizedArchive, open_documents
 from dreamllm.data.shards import ShardArchive, write_shards
 from dreamllm.document.document import Document, Image, Text
 from dreamllm.document.images import png_bytes
@@ -81,6 +81,16 @@ def test_the_webdataset_library_reads_the_shards(tmp_path: Path) -> None:
 
     assert [sample["0.jpg"] for sample in samples] == [jpeg(number) for number in range(3)]
     assert [json.loads(sample["json"])["id"] for sample in samples] == ["pair-0", "pair-1", "pair-2"]
+
+
+def test_sizes_are_known_without_reading_a_document(tmp_path: Path) -> None:
+    write_shards([pair(0), Document(parts=(Text(text="ab"), Text(text="c")), id="words")], tmp_path)
+    (tmp_path / "shard-000000.tar").unlink()
+
+    archive = open_documents(tmp_path)
+
+    assert isinstance(archive, SizedArchive)
+    assert [archive.size(index) for index in range(2)] == [len("caption 0") + 1200, 3]
 
 
 def test_a_shard_ends_where_its_size_is_reached(tmp_path: Path) -> None:

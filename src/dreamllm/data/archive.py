@@ -48,6 +48,15 @@ class GroupedArchive(DocumentArchive, Protocol):
         ...
 
 
+@runtime_checkable
+class SizedArchive(DocumentArchive, Protocol):
+    """An archive that knows which of its documents are long without reading them."""
+
+    def size(self, index: int, /) -> int:
+        """How long the document at an index is, in a unit of the archive's own: what is longer has more."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
     """A way to store documents."""

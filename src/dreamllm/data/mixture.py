@@ -4,6 +4,7 @@ Documents are dealt in blocks. Every block holds a fixed number from each source
 the place of any document in its source follows from its number alone, and nothing has to be stored to resume.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,7 +52,7 @@ class Mixture:
             _Phase(
                 first,
                 tuple(build_source(s, derive_seed(seed, "phase", i, j)) for j, s in enumerate(phase.sources)),
-                _deal(weights[i]),
+                _shares(weights[i]),
             )
             for i, (first, phase) in enumerate(zip(firsts, phases, strict=True))
         ]
@@ -63,6 +64,26 @@ class Mixture:
 
     def find(self, step: int, position: int) -> tuple[DocumentSource, int]:
         """The source of a document of a step, and its index there; nothing is read."""
+        sources, number, index = self._place(step, position)
+        return sources[number], index
+
+    def dealt(self, step: int, *, num_ranks: int) -> list[list[int]]:
+        """The positions of a step by rank, so that all ranks have about the same to do.
+
+        Each rank gets as many documents of a source as any other, to one, and long and short ones alike where
+        the source knows their sizes. Nothing is read.
+        """
+        positions = range(self.documents_per_step)
+        if num_ranks == 1:
+            return [list(positions)]
+        keys = []
+        for position in positions:
+            sources, number, index = self._place(step, position)
+            keys.append((number, -sources[number].size(index), position))
+        return deal(keys, num_ranks)
+
+    def _place(self, step: int, position: int) -> tuple[tuple[DocumentSource, ...], int, int]:
+        """The sources of a step's phase, the number of a document's source among them, its index there."""
         number, phase = max(
             ((n, p) for n, p in enumerate(self._phases) if p.first_step <= step), key=lambda item: item[0]
         )
@@ -72,9 +93,19 @@ class Mixture:
         order = phase.dealt[rng.permutation(BLOCK)]
         source = int(order[place])
         before = block * int((phase.dealt == source).sum()) + int((order[:place] == source).sum())
-        return phase.sources[source], before
+        return phase.sources, source, before
 
 
-def _deal(weights: list[float]) -> np.ndarray:
+def deal(keys: Sequence[tuple[int, ...]], num_ranks: int) -> list[list[int]]:
+    """The places of the keys by rank, each in order. In the order of the keys they are dealt to the ranks in
+    turn, there and back again, so that none has the larger one every time."""
+    hands: list[list[int]] = [[] for _ in range(num_ranks)]
+    for turn, place in enumerate(sorted(range(len(keys)), key=lambda place: keys[place])):
+        round_, seat = divmod(turn, num_ranks)
+        hands[seat if round_ % 2 == 0 else num_ranks - 1 - seat].append(place)
+    return [sorted(hand) for hand in hands]
+
+
+def _shares(weights: list[float]) -> np.ndarray:
     edges = np.rint(np.cumsum(weights) / np.sum(weights) * BLOCK).astype(int)
     return np.searchsorted(edges, np.arange(BLOCK), side="right")

@@ -2,7 +2,8 @@
 
     index.json            the manifest, written last: every shard with its counts and size
     shard-000000.tar      KEY.json (the JSON of document/jsonl.py), KEY.0.jpg, KEY.1.png ..; one after another
-    shard-000000.npy      a row of int64 a document: first byte, number of bytes, CRC-32 of them
+    shard-000000.npy      a row of int64 a document: first byte, number of bytes, CRC-32 of them, letters,
+                          pictures
 
 Pictures keep the bytes they came with; only those that were open Pillow pictures are encoded, as PNG. Opening
 costs the manifest. The tar files alone can be read with the `webdataset` library, and by `tar`.
@@ -23,14 +24,16 @@ from dreamllm.data.index import TableFiles, write_table
 from dreamllm.data.picture_files import checked_picture, picture_bytes
 from dreamllm.data.tar_members import members_of
 from dreamllm.document.atomic import replacing, write_bytes
-from dreamllm.document.document import Document, Image
+from dreamllm.document.document import Document, Image, Text
 from dreamllm.document.jsonl import FaultError, document_json, json_bytes, read_document, read_json
 from dreamllm.errors import ConfigError, DocumentError
 
 MANIFEST: Final = "index.json"
 _FORMAT: Final = "dreamllm-shards"
-_VERSION: Final = 1
+_VERSION: Final = 2
 _BLOCK: Final = tarfile.BLOCKSIZE
+_LETTERS_A_PICTURE: Final = 1200
+"""What takes as many positions as a picture that is read and drawn: about 300 tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,10 +92,9 @@ class ShardArchive:
     def __getitem__(self, index: int) -> Document:
         if not 0 <= index < len(self):
             raise IndexError(f"document {index} of {self.folder}, which has {len(self)}")
-        number = int(np.searchsorted(self._bounds, index, side="right")) - 1
-        shard = self.folder / self._shards[number].file
-        where = f"{shard}: document {index - int(self._bounds[number])}"
-        members = members_of(self._read(shard, index - int(self._bounds[number]), where), where=where)
+        shard, number = self._locate(index)
+        where = f"{shard}: document {number}"
+        members = members_of(self._read(shard, number, where), where=where)
         json_name = next(iter(members), "")
         if not json_name.endswith(".json"):
             raise FaultError(
@@ -115,9 +117,24 @@ class ShardArchive:
 
         return read_document(value, where=where, find_picture=find)
 
+    def size(self, index: int) -> int:
+        """Letters of the document, and its pictures as so many.
+
+        Raises:
+            DocumentError: the table of its shard cannot be read.
+        """
+        shard, number = self._locate(index)
+        _, _, _, letters, pictures = map(int, self._tables(shard.with_suffix(".npy"))[number])
+        return letters + _LETTERS_A_PICTURE * pictures
+
+    def _locate(self, index: int) -> tuple[Path, int]:
+        """The shard of a document, and its number there."""
+        shard = int(np.searchsorted(self._bounds, index, side="right")) - 1
+        return self.folder / self._shards[shard].file, index - int(self._bounds[shard])
+
     def _read(self, shard: Path, number: int, where: str) -> bytes:
         try:
-            offset, size, checksum = map(int, self._tables(shard.with_suffix(".npy"))[number])
+            offset, size, checksum = map(int, self._tables(shard.with_suffix(".npy"))[number][:3])
             with shard.open("rb") as file:
                 file.seek(offset)
                 data = file.read(size)
@@ -175,12 +192,13 @@ def write_shards(
     document = next(left, None)
     while document is not None:
         name = f"shard-{len(shards):06d}.tar"
-        rows: list[tuple[int, int, int]] = []
+        rows: list[tuple[int, int, int, int, int]] = []
         pictures = 0
         with replacing(folder / name) as file:
             while document is not None:
                 data, num_pictures = _document_members(document, first + len(rows))
-                rows.append((file.tell(), len(data), zlib.crc32(data)))
+                letters = sum(len(part.text) for part in document if isinstance(part, Text))
+                rows.append((file.tell(), len(data), zlib.crc32(data), letters, num_pictures))
                 file.write(data)
                 pictures += num_pictures
                 document = next(left, None)

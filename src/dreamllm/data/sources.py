@@ -9,11 +9,11 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from dreamllm.data.archive import DocumentArchive, GroupedArchive, open_documents
+from dreamllm.data.archive import DocumentArchive, GroupedArchive, SizedArchive, open_documents
 from dreamllm.data.shuffle import GroupedOrder
 from dreamllm.document.document import Document
 from dreamllm.document.jsonl import read_documents
-from dreamllm.errors import ConfigError
+from dreamllm.errors import ConfigError, DocumentError
 from dreamllm.runtime.seeding import derive_seed
 from dreamllm.world.documents import ALL_DOCUMENT_KINDS, DocumentKind, make_document
 from dreamllm.world.language import QUESTION_KINDS, CaptionStyle, QuestionKind
@@ -136,6 +136,10 @@ class DocumentSource(Protocol):
         """The document at an index; a pure function of it."""
         ...
 
+    def size(self, index: int) -> int:
+        """How long it is, in a unit of the source's own, without reading it; 0 where that is not known."""
+        ...
+
 
 class WorldSource:
     """Documents of the world; every index is a new one."""
@@ -166,6 +170,10 @@ class WorldSource:
             id=f"{kind}-{index}",
         )
 
+    def size(self, index: int) -> int:
+        """Not known."""
+        return 0
+
 
 class JsonlSource:
     """Documents of a file, epoch after epoch, each epoch in its own order."""
@@ -182,6 +190,10 @@ class JsonlSource:
         """Document `index`, counted over epochs."""
         epoch, place = divmod(index, len(self._documents))
         return self._documents[int(_order(self._seed, epoch, len(self._documents))[place])]
+
+    def size(self, index: int) -> int:
+        """Not known."""
+        return 0
 
 
 class ArchiveSource:
@@ -219,12 +231,25 @@ class ArchiveSource:
         Raises:
             FaultError: it cannot be used.
         """
+        return self._archive[self._find(index)]
+
+    def size(self, index: int) -> int:
+        """As the archive says; 0 where it does not know, or is damaged: then reading the document will tell."""
+        if not isinstance(self._archive, SizedArchive):
+            return 0
+        try:
+            return self._archive.size(self._find(index))
+        except (DocumentError, IndexError, ValueError):
+            return 0
+
+    def _find(self, index: int) -> int:
+        """The document's place in the archive."""
         epoch, place = divmod(index, len(self))
         if epoch not in self._orders:
             while len(self._orders) > 1:  # a step may reach into the next epoch
                 del self._orders[next(iter(self._orders))]
             self._orders[epoch] = GroupedOrder(self._bounds, self._seed, epoch, window=self._window)
-        return self._archive[self._orders[epoch][place]]
+        return self._orders[epoch][place]
 
 
 @lru_cache(maxsize=4)

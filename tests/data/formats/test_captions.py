@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image as PILImage
 from tests.data.formats.pictures import jpeg
 
-from dreamllm.data.archive import open_documents
+from dreamllm.data.archive import SizedArchive, open_documents
 from dreamllm.data.formats.captions import CaptionArchive, CaptionOptions, scan_tar
 from dreamllm.document.document import Document, Image, Text
 from dreamllm.document.jsonl import FaultError
@@ -82,6 +82,8 @@ def test_a_pair_is_read_or_drawn(tmp_path: Path) -> None:
     assert read[1].metadata["key"] == "00001"
     assert len(both) == 4
     assert [parts_of(both[index]) for index in (2, 3)] == [parts_of(read[1]), parts_of(drawn[1])]
+    assert isinstance(both, SizedArchive)
+    assert [both.size(index) for index in range(4)] == [1, 0, 1, 0]
 
 
 def test_the_caption_may_be_a_key_of_the_json(tmp_path: Path) -> None:

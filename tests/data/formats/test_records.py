@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.data.formats.pictures import write_jpeg
 from tests.document.random_documents import JSON_VALUES, content, documents
 
-from dreamllm.data.archive import DocumentArchive, open_documents
+from dreamllm.data.archive import DocumentArchive, SizedArchive, open_documents
 from dreamllm.data.formats.records import Records
 from dreamllm.document.jsonl import FaultError, read_documents, write_documents
 from dreamllm.errors import ConfigError
@@ -63,6 +63,16 @@ def test_lines_know_their_numbers(tmp_path: Path) -> None:
         f"{tmp_path}/a.jsonl:1",
         f"{tmp_path}/a.jsonl:4",
     ]
+
+
+def test_the_size_of_a_record_is_that_of_its_bytes(tmp_path: Path) -> None:
+    lines = ['{"id": "a", "parts": []}', '{"id": "b", "parts": [], "metadata": {}}']
+    (tmp_path / "lines.jsonl").write_text("\n".join(lines) + "\n")
+
+    archive = open_documents(tmp_path / "lines.jsonl", "documents")
+
+    assert isinstance(archive, SizedArchive)
+    assert [archive.size(index) for index in range(2)] == [len(line) + 1 for line in lines]  # with its end
 
 
 def test_packed_lines_are_unpacked_once(tmp_path: Path) -> None:

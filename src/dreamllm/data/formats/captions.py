@@ -77,12 +77,18 @@ class CaptionArchive:
             )
         source = checked_picture(picture, where=where)
         text, metadata = self._caption(members, where=where)
-        is_drawn = self._options.direction == "draw" or (self._copies == 2 and index % 2 == 1)
-        if is_drawn:
+        if self._is_drawn(index):
             return Document(
                 parts=(Text(text=text, learn=False), Image(source=source)), id=key, metadata=metadata
             )
         return Document(parts=(Image(source=source, learn=False), Text(text=text)), id=key, metadata=metadata)
+
+    def size(self, index: int) -> int:
+        """1 for a pair that is read, which is the longer, 0 for one that is drawn."""
+        return 0 if self._is_drawn(index) else 1
+
+    def _is_drawn(self, index: int) -> bool:
+        return self._options.direction == "draw" or (self._copies == 2 and index % 2 == 1)
 
     def _read(self, number: int, row: int) -> tuple[str, dict[str, bytes]]:
         """Key and members of a pair, by suffix."""

@@ -96,6 +96,11 @@ class Records:
     def __len__(self) -> int:
         return len(self._index)
 
+    def size(self, index: int) -> int:
+        """Bytes of a record, without reading it."""
+        number, row = self._index.locate(index)
+        return int(self._index.row(number, row)[1])
+
     def __getitem__(self, index: int) -> Record:
         number, row = self._index.locate(index)
         file = self._index.files[number]
@@ -151,6 +156,10 @@ class RecordArchive:
             raise
         except DocumentError as error:
             raise FaultError("bad_document", f"{record.where}: {error}") from error
+
+    def size(self, index: int) -> int:
+        """Bytes of the record."""
+        return self._records.size(index)
 
 
 def required(value: Any, key: str, kind: type[T], *, where: str) -> T:

@@ -48,7 +48,7 @@ class DocumentSteps(Dataset[list[Batch]]):
         self._num_ranks = num_ranks
 
     def part(self, rank: int, *, num_ranks: int) -> Self:
-        """The steps as one of many ranks sees them: the documents at positions rank, rank + num_ranks, ..."""
+        """The steps as one of many ranks sees them: a fair part of the documents of each."""
         return type(self)(
             self._mixture,
             self._encoder,
@@ -72,7 +72,7 @@ class DocumentSteps(Dataset[list[Batch]]):
             LayoutError: the same of one that is longer than a row.
         """
         sequences, left_out = list[Sequence](), list[str]()
-        for position in range(self._rank, self._mixture.documents_per_step, self._num_ranks):
+        for position in self._mixture.dealt(step, num_ranks=self._num_ranks)[self._rank]:
             source, index = self._mixture.find(step, position)
             try:
                 encoded = self._encoder.encode(source[index], rng=self._rng(step, position))
