@@ -1,5 +1,6 @@
 """Caches filled by a recipe's own model, and the run that reads them."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as PILImage
+from safetensors.torch import load_file, save_file
+from tests.checkpoint.tiny_jam import save_tiny_jam
 from tests.cli.small_model import save_small_model
 from torch.testing import assert_close
 
@@ -16,13 +19,18 @@ from dreamllm.data.picture_digest import picture_digest
 from dreamllm.data.sources import JsonlSourceConfig, PhaseConfig
 from dreamllm.document.document import Document, Image, Text
 from dreamllm.document.jsonl import read_documents, write_documents
-from dreamllm.errors import CheckpointError, ConfigError
+from dreamllm.errors import CheckpointError, ConfigError, DocumentError
 from dreamllm.runtime.seeding import make_generator
 from dreamllm.sequence.batch import Batch
 from dreamllm.train.cache import CacheFiller, CacheOptions, Filled
 from dreamllm.train.cache_with_ray import StepBatches, fill_with_ray, filled
 from dreamllm.train.objectives.build import build_objective
-from dreamllm.train.objectives.configs import DreamLLMObjectiveConfig, ScenePhase, VaeObjectiveConfig
+from dreamllm.train.objectives.configs import (
+    DreamLLMObjectiveConfig,
+    JamObjectiveConfig,
+    ScenePhase,
+    VaeObjectiveConfig,
+)
 from dreamllm.train.run_config import OptimConfig, RunConfig
 
 NUM_PICTURES = 12
@@ -138,10 +146,69 @@ def test_a_recipe_without_frozen_encoders_has_nothing_to_cache(data: Path, tmp_p
 
     with pytest.raises(ConfigError, match="objective of 'small' is 'vae', which has nothing to cache"):
         CacheFiller(replace(recipe(data), objective=vae), data, out=tmp_path, options=EXACT)
-    with pytest.raises(ConfigError, match=r"caches is \('codes',\)"):
-        CacheOptions(caches=("codes",))
+    with pytest.raises(ConfigError, match="caches is codes; the objective 'dreamllm' has vision, latents"):
+        fill(data, tmp_path, options=CacheOptions(caches=("codes",)))
     with pytest.raises(ConfigError, match="batch_size=0"):
         CacheOptions(batch_size=0)
+
+
+def jam_recipe(data: Path, **changes: object) -> RunConfig:
+    """The same documents for a JAM; its model is written on first use."""
+    if not (data / "jam").exists():
+        save_tiny_jam(data / "jam")
+    small = recipe(data)
+    objective = JamObjectiveConfig(
+        model=data / "jam", phases=small.objective.phases, documents_per_step=2, row_length=64
+    )
+    return replace(small, objective=replace(objective, **changes))
+
+
+def test_a_jam_reads_its_codes_from_a_cache_and_its_batches_are_the_same(data: Path, tmp_path: Path) -> None:
+    done = CacheFiller(jam_recipe(data), data, out=tmp_path, options=EXACT).fill(range(3))
+
+    assert (done.documents, done.pictures, done.written) == (6, NUM_PICTURES, {"codes": NUM_PICTURES})
+    assert FeatureCache(tmp_path / "codes").spec.dtype == "int32"
+    plain = build_objective(jam_recipe(data), data)
+    cached = build_objective(jam_recipe(data, code_cache=tmp_path / "codes"), data)
+    for step in range(3):
+        for one, other in zip(plain.data[step], cached.data[step], strict=True):
+            assert torch.equal(one.input_ids, other.input_ids)
+
+
+def test_a_cache_of_codes_is_that_of_its_image_tokenizer_and_holds_every_picture(
+    data: Path, tmp_path: Path
+) -> None:
+    part = replace(EXACT, num_workers=1)
+    CacheFiller(jam_recipe(data), data, out=tmp_path, options=part).fill(range(1))
+    lacking = jam_recipe(data, code_cache=tmp_path / "codes")
+    assert isinstance(lacking.objective, JamObjectiveConfig)
+
+    with pytest.raises(DocumentError, match="is not in the cache"):
+        [build_objective(lacking, data).data[step] for step in range(3)]
+    computing = replace(lacking, objective=replace(lacking.objective, on_cache_miss="compute"))
+    assert torch.equal(
+        build_objective(computing, data).data[2][0].input_ids,
+        build_objective(jam_recipe(data), data).data[2][0].input_ids,
+    )
+    other = Path(shutil.copytree(data / "jam", tmp_path / "other"))
+    weights = load_file(other / "image_tokenizer" / "diffusion_pytorch_model.safetensors")
+    save_file(
+        {n: t + 1 for n, t in weights.items()},
+        other / "image_tokenizer" / "diffusion_pytorch_model.safetensors",
+    )
+    with pytest.raises(ConfigError, match=r"computed for something else: image_tokenizer\.weights"):
+        build_objective(replace(lacking, objective=replace(lacking.objective, model=other)), data)
+
+
+def test_a_jam_without_an_image_tokenizer_has_no_codes_to_cache(data: Path, tmp_path: Path) -> None:
+    save_tiny_jam(tmp_path / "words", has_pictures=False)
+    words = jam_recipe(data, model=tmp_path / "words")
+
+    with pytest.raises(ConfigError, match="has no image tokenizer"):
+        CacheFiller(words, data, out=tmp_path / "out", options=EXACT)
+    assert isinstance(words.objective, JamObjectiveConfig)
+    with pytest.raises(ConfigError, match=r"code_cache is .*but the model has no image tokenizer"):
+        build_objective(replace(words, objective=replace(words.objective, code_cache=tmp_path)), data)
 
 
 def write_recipe(data: Path, path: Path) -> Path:

@@ -29,7 +29,7 @@ def run(
     *,
     out: Path,
     run_dir: Path | None = None,
-    caches: tuple[Literal["vision", "latents"], ...] = ("vision", "latents"),
+    caches: tuple[Literal["vision", "latents", "codes"], ...] | None = None,
     dtype: Literal["float16", "bfloat16", "float32"] = "float16",
     batch_size: int = 32,
     workers: int = 0,
@@ -38,19 +38,21 @@ def run(
     ray_workers: int = 0,
     gpus_per_ray_worker: float = 0.0,
 ) -> int:
-    """Compute the vision features and VAE latents of all pictures that a run will see, and store them.
+    """Compute what frozen encoders say of all pictures that a run will see, and store it.
 
-    Run it again to go on where it was stopped: what is stored is neither decoded nor computed again. The run
-    then reads them with objective.vision_cache=OUT/vision and objective.latent_cache=OUT/latents. Exits with
-    1 if a document or a picture could not be read; those are counted and left out.
+    Of a DreamLLM these are vision features and VAE latents, which a run reads with
+    objective.vision_cache=OUT/vision and objective.latent_cache=OUT/latents; of a JAM picture codes, with
+    objective.code_cache=OUT/codes. Run it again to go on where it was stopped: what is stored is neither
+    decoded nor computed again. Exits with 1 if a document or a picture could not be read; those are counted
+    and left out.
 
     Args:
-        recipe: A YAML file or a shipped recipe, of the objective dreamllm.
+        recipe: A YAML file or a shipped recipe, of the objective dreamllm or jam.
         overrides: Dotted assignments, as for train.
         out: Folder of the caches.
         run_dir: Folder of the run, which paths in the recipe are relative to; as --out of train.
-        caches: Which ones; a run of read pictures alone needs no latents.
-        dtype: Type in which they are stored.
+        caches: Which ones, all if left out; a run of read pictures alone needs no latents.
+        dtype: Type in which features and latents are stored.
         batch_size: Pictures computed at once.
         workers: Processes that read and decode pictures.
         device: Where to compute: auto, cpu, cuda, cuda:1 or mps.
@@ -59,7 +61,7 @@ def run(
         gpus_per_ray_worker: GPUs of each of them.
     """
     path, config = _read(recipe, overrides)
-    from dreamllm.train.cache import CacheOptions
+    from dreamllm.train.cache import CacheOptions, chosen_caches
 
     options = CacheOptions(
         caches=caches, dtype=dtype, batch_size=batch_size, num_workers=workers, device=device
@@ -68,7 +70,7 @@ def run(
     run_dir = run_dir or _default_run_dir(path, config.name)
     ray = (ray_workers, gpus_per_ray_worker)
     done = _fill(config, run_dir, out=out, options=options, part=part, ray=ray)
-    _report(done, out, options, seconds=time.perf_counter() - start)
+    _report(done, out, chosen_caches(config, options), seconds=time.perf_counter() - start)
     return FAULTS_FOUND if done.faults else 0
 
 
@@ -158,19 +160,17 @@ def _default_run_dir(path: Path, name: str) -> Path:
     return Path("runs") / name
 
 
-def _report(done: "Filled", out: Path, options: "CacheOptions", *, seconds: float) -> None:
+def _report(done: "Filled", out: Path, caches: tuple[str, ...], *, seconds: float) -> None:
     console = make_console()
     lines = [
         f"{done.documents:,} documents with {done.pictures:,} pictures in {seconds:,.1f} s, "
         f"{done.pictures / seconds:,.1f} pictures/s",
-        *(f"{done.written[name]:,} new entries in {out / name}" for name in options.caches),
+        *(f"{done.written[name]:,} new entries in {out / name}" for name in caches),
         f"{done.num_bytes / 1e6:,.1f} MB written",
         *(f"left out: {count:,} x {kind}" for kind, count in sorted(done.faults.items())),
         *done.examples,
     ]
-    settings = {"vision": "vision_cache", "latents": "latent_cache"}
-    lines.append(
-        "train with " + " ".join(f"objective.{settings[n]}={(out / n).resolve()}" for n in options.caches)
-    )
+    settings = {"vision": "vision_cache", "latents": "latent_cache", "codes": "code_cache"}
+    lines.append("train with " + " ".join(f"objective.{settings[n]}={(out / n).resolve()}" for n in caches))
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""A cache of what a frozen model says of pictures: features of a vision encoder, moments of a VAE.
+"""A cache of what a frozen model says of pictures: features, moments of latents, codes.
 
     cache.json          what an entry is: its key (model, layer, preprocessing), shape and type
     NAME.safetensors    a shard, sorted by digest: `records` (n, *shape), `digests` (2, n), `checksums` (n,)
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from dreamllm.errors import ConfigError, DocumentError
 
-CacheDtype = Literal["float32", "float16", "bfloat16"]
+CacheDtype = Literal["float32", "float16", "bfloat16", "int32"]
 SPEC_FILE: Final = "cache.json"
 INDEX_FILE: Final = "index.safetensors"
 FORMAT: Final = 1

@@ -234,7 +234,7 @@ class ArchiveSource:
         return self._archive[self._find(index)]
 
     def size(self, index: int) -> int:
-        """As the archive says; 0 where it does not know, or is damaged: then reading the document will tell."""
+        """As the archive says; 0 where it does not know, or is damaged, which reading will tell."""
         if not isinstance(self._archive, SizedArchive):
             return 0
         try:

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dreamllm.data.feature_cache import FeatureCache
 from dreamllm.data.transforms import TargetTransform
 from dreamllm.document.document import Document, Image, Text
 from dreamllm.errors import ConfigError, DocumentError, LayoutError
@@ -30,6 +31,7 @@ from dreamllm.sequence.chat import ChatTemplate, EndOfTurn, Markup, Piece
 from dreamllm.sequence.cm3 import SENTINELS_PER_SPAN, Cm3Config, Ids, Labels, transform
 from dreamllm.sequence.code_tokens import CodeTokens
 from dreamllm.sequence.layout import Slots, SlotSizes
+from dreamllm.sequence.picture_caches import OnMiss, PictureReader, PictureView
 from dreamllm.sequence.pixels import Pixels
 from dreamllm.sequence.tokenizer import Tokenizer
 
@@ -84,6 +86,10 @@ class CodeSequenceEncoder:
     picture_codes: PictureCodes | None
     """Pictures in [-1, 1] on the CPU -> codes from 0 on; None for a model that knows words alone."""
     options: CodeEncodeOptions = CodeEncodeOptions()
+    code_cache: FeatureCache | None = None
+    """Codes of pictures, which are then neither decoded nor encoded."""
+    on_cache_miss: OnMiss = "raise"
+    """What becomes of a picture that the cache does not know."""
 
     def encode(
         self,
@@ -159,6 +165,10 @@ class CodeSequenceEncoder:
         draft = self._draft(document, supervise=False, prompt=True)
         ids, _ = self._finish(_joined(draft, self._context(draft, context, room=room)))
         return self._sequence(document.id, ids, np.zeros(len(ids), dtype=np.bool_))
+
+    def pictures(self, document: Document) -> list[Image]:
+        """The pictures that become codes; nothing is opened."""
+        return self._draft(document, supervise=True, prompt=False).images
 
     def context_that_fits(
         self, document: Document, context: SequenceOf[Document], *, prompt: bool = False, room: int = 0
@@ -278,8 +288,12 @@ class CodeSequenceEncoder:
                 f"document {draft.document_id!r} has {len(draft.images)} pictures, but the model has no "
                 "image tokenizer; expected text alone; leave the pictures out, or use a model that has one"
             )
-        pixels = np.stack([self.target_transform(image.load()) for image in draft.images])
-        codes = self.picture_codes(torch.from_numpy(pixels)).cpu().numpy()
+        reader = PictureReader(draft.document_id, self.on_cache_miss)
+        view = PictureView(images=draft.images, transform=self.target_transform, cache=self.code_cache)
+        [(pixels, cached)] = reader.read([view])
+        nothing = torch.empty(0, self.tokens.codes_per_picture, dtype=torch.int64)
+        computed = self.picture_codes(pixels.scaled()).cpu() if len(pixels) else nothing
+        codes: np.ndarray = (computed if cached is None else cached.fill(computed)).numpy()
         expected = (len(draft.images), self.tokens.codes_per_picture)
         if codes.shape != expected:
             raise LayoutError(

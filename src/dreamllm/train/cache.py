@@ -20,22 +20,32 @@ from dreamllm.data.feature_cache import CacheDtype, FeatureCache
 from dreamllm.data.feature_cache_writer import SHARD_BYTES, FeatureCacheWriter
 from dreamllm.data.mixture import Mixture
 from dreamllm.data.picture_digest import picture_digest
-from dreamllm.document.document import Image
+from dreamllm.document.document import Document, Image
 from dreamllm.document.jsonl import FaultError
 from dreamllm.errors import ConfigError, DocumentError, DreamLLMError, ImageError, LayoutError
 from dreamllm.models.trainable import Trainable
 from dreamllm.runtime.seeding import derive_seed
 from dreamllm.sequence.encode import SequenceEncoder
+from dreamllm.sequence.encode_codes import CodeSequenceEncoder
 from dreamllm.train.interrupt import leave_sigint_to_parent
 from dreamllm.train.loop import pick_device
+from dreamllm.train.objectives import ObjectiveConfig
 from dreamllm.train.objectives.build import build_objective
-from dreamllm.train.objectives.configs import DreamLLMObjectiveConfig
+from dreamllm.train.objectives.configs import DreamLLMObjectiveConfig, JamObjectiveConfig
 from dreamllm.train.objectives.dreamllm import DreamLLMObjective
-from dreamllm.train.objectives.feature_cache import PictureFunction, latent_function, vision_function
+from dreamllm.train.objectives.feature_cache import (
+    PictureFunction,
+    code_function,
+    latent_function,
+    vision_function,
+)
+from dreamllm.train.objectives.jam import JamObjective
 from dreamllm.train.run_config import RunConfig
 
-VISION, LATENTS = "vision", "latents"
-"""The two caches, and the names of their folders."""
+VISION, LATENTS, CODES = "vision", "latents", "codes"
+"""The caches of a DreamLLM and the one of a JAM, and the names of their folders."""
+CACHES_OF: Final[Mapping[str, tuple[str, ...]]] = {"dreamllm": (VISION, LATENTS), "jam": (CODES,)}
+"""By the kind of objective."""
 _EXAMPLES: Final = 3
 
 
@@ -43,10 +53,10 @@ _EXAMPLES: Final = 3
 class CacheOptions:
     """How caches are filled."""
 
-    caches: tuple[str, ...] = (VISION, LATENTS)
-    """Which ones."""
+    caches: tuple[str, ...] | None = None
+    """Which ones; None: all that the recipe's model has."""
     dtype: CacheDtype = "float16"
-    """Of their records."""
+    """Of features and latents; codes are whole numbers."""
     batch_size: int = 32
     """Pictures computed at once."""
     num_workers: int = 0
@@ -57,8 +67,6 @@ class CacheOptions:
     """Records of a shard."""
 
     def __post_init__(self) -> None:
-        if not self.caches or not set(self.caches) <= {VISION, LATENTS}:
-            raise ConfigError(f"caches is {self.caches}; expected {VISION}, {LATENTS} or both; correct it")
         if self.batch_size < 1 or self.num_workers < 0 or self.shard_bytes < 1:
             raise ConfigError(
                 f"batch_size={self.batch_size}, num_workers={self.num_workers}, "
@@ -102,20 +110,18 @@ class CacheFiller:
     """Fills the caches of one recipe. Holds the model; every call of `fill` does some steps of the run."""
 
     def __init__(self, config: RunConfig, run_dir: Path, *, out: Path, options: CacheOptions) -> None:
-        """`run_dir` is the folder of the run, which paths in the recipe are relative to. The caches go to
-        `out/vision` and `out/latents`.
+        """`run_dir` is the folder of the run, which paths in the recipe are relative to. Each cache goes to
+        the folder of its name in `out`.
 
         Raises:
             ConfigError: the recipe has no pictures to cache, or a folder holds another cache.
             CheckpointError: the model of the recipe cannot be loaded.
         """
-        chosen = objective_with_pictures(config)
-        # What the run adds to its model changes neither encoder nor VAE.
-        bare = replace(
-            chosen, train=Trainable(), whiten=False, quantize=None, vision_cache=None, latent_cache=None
-        )
-        objective = build_objective(replace(config, objective=bare), run_dir)
-        assert isinstance(objective, DreamLLMObjective)
+        names = chosen_caches(config, options)
+        chosen = config.objective
+        objective = build_objective(replace(config, objective=_bare(chosen)), run_dir)
+        assert isinstance(chosen, DreamLLMObjectiveConfig | JamObjectiveConfig)
+        assert isinstance(objective, DreamLLMObjective | JamObjective)
         self._encoder = objective.encoder
         self._mixture = Mixture(
             chosen.phases,
@@ -124,7 +130,7 @@ class CacheFiller:
             seed=derive_seed(config.seed, "data"),
         )
         self._out, self._options = out, options
-        self.functions = _functions(objective, options)
+        self.functions = {name: _function(name, objective, options) for name in names}
         """How the records of each cache are computed."""
 
     def fill(
@@ -176,19 +182,38 @@ class CacheFiller:
         )
 
 
-def objective_with_pictures(config: RunConfig) -> DreamLLMObjectiveConfig:
-    """The objective of a recipe whose pictures can be cached.
+def chosen_caches(config: RunConfig, options: CacheOptions) -> tuple[str, ...]:
+    """The caches to fill: of those that the recipe's model has, those asked for.
 
     Raises:
-        ConfigError: it is of another kind.
+        ConfigError: it has none of them.
     """
-    chosen = config.objective
-    if not isinstance(chosen, DreamLLMObjectiveConfig):
+    kind = config.objective.kind
+    known = CACHES_OF.get(kind, ())
+    if not known:
         raise ConfigError(
-            f"the objective of {config.name!r} is {chosen.kind!r}, which has nothing to cache; expected "
-            "'dreamllm', whose vision encoder and VAE are frozen; choose a recipe of that kind"
+            f"the objective of {config.name!r} is {kind!r}, which has nothing to cache; expected "
+            f"{' or '.join(CACHES_OF)}, whose encoders are frozen; choose a recipe of that kind"
         )
-    return chosen
+    names = known if options.caches is None else options.caches
+    if not names or not set(names) <= set(known):
+        raise ConfigError(
+            f"caches is {', '.join(names) or 'empty'}; the objective {kind!r} has {', '.join(known)}; choose "
+            "among these, or leave it out"
+        )
+    return names
+
+
+def _bare(chosen: ObjectiveConfig) -> ObjectiveConfig:
+    """The objective without what a run adds to its model, which changes no frozen encoder, and without what
+    it reads beside the documents."""
+    if isinstance(chosen, DreamLLMObjectiveConfig):
+        return replace(
+            chosen, train=Trainable(), whiten=False, quantize=None, vision_cache=None, latent_cache=None
+        )
+    return (
+        replace(chosen, code_cache=None, retrieval=None) if isinstance(chosen, JamObjectiveConfig) else chosen
+    )
 
 
 class _Lane:
@@ -224,7 +249,7 @@ class _Views(Dataset[_Step]):
     def __init__(
         self,
         mixture: Mixture,
-        encoder: SequenceEncoder,
+        encoder: SequenceEncoder | CodeSequenceEncoder,
         *,
         steps: Sequence[int],
         transforms: Mapping[str, Callable[[PILImage.Image], np.ndarray]],
@@ -243,12 +268,11 @@ class _Views(Dataset[_Step]):
             source, place = self._mixture.find(self._steps[index], position)
             try:
                 document = source[place]
-                read, drawn = self._encoder.pictures(document)
+                wanted = _wanted(self._encoder, document)
             except (DocumentError, LayoutError) as error:
                 done.add_fault(error)
                 continue
             done.documents += 1
-            wanted = [(image, {VISION}) for image in read] + [(image, {LATENTS}) for image in drawn]
             self._look(wanted, views, done)
         return done, views
 
@@ -278,21 +302,34 @@ class _Views(Dataset[_Step]):
                     self._handed_out[name].add(digest)
 
 
-def _functions(objective: DreamLLMObjective, options: CacheOptions) -> dict[str, PictureFunction]:
+def _wanted(
+    encoder: SequenceEncoder | CodeSequenceEncoder, document: Document
+) -> list[tuple[Image, set[str]]]:
+    """The pictures that training on a document asks for, with the caches they belong to."""
+    if isinstance(encoder, CodeSequenceEncoder):
+        return [(image, {CODES}) for image in encoder.pictures(document)]
+    read, drawn = encoder.pictures(document)
+    return [(image, {VISION}) for image in read] + [(image, {LATENTS}) for image in drawn]
+
+
+def _function(
+    name: str, objective: DreamLLMObjective | JamObjective, options: CacheOptions
+) -> PictureFunction:
+    """How the records of a cache are computed; what computes them goes to the device, the rest stays."""
+    device, transform = pick_device(options.device), objective.encoder.target_transform
+    if isinstance(objective, JamObjective):
+        if objective.module.image_tokenizer is None:
+            raise ConfigError(
+                "the model has no image tokenizer, as a parent that only writes; expected one whose codes "
+                "can be cached; this run needs no cache"
+            )
+        return code_function(objective.module.image_tokenizer.to(device), transform)
     model, encoder = objective.module, objective.encoder
-    device = pick_device(options.device)
-    functions = {}
-    if VISION in options.caches:  # the rest of the model stays where it is
+    if name == VISION:
         model.vision_encoder.to(device)
-        functions[VISION] = vision_function(
-            model.vision_encoder, encoder.vision_transform, dtype=options.dtype
-        )
-    if LATENTS in options.caches:
-        model.image_decoder.vae.to(device)
-        functions[LATENTS] = latent_function(
-            model.image_decoder, encoder.target_transform, dtype=options.dtype
-        )
-    return functions
+        return vision_function(model.vision_encoder, encoder.vision_transform, dtype=options.dtype)
+    model.image_decoder.vae.to(device)
+    return latent_function(model.image_decoder, transform, dtype=options.dtype)
 
 
 def _load(views: _Views, num_workers: int) -> Iterable[_Step]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from dreamllm.data.feature_cache_writer import write_index
 from dreamllm.errors import ConfigError, DreamLLMError, MissingExtraError
-from dreamllm.train.cache import CacheFiller, CacheOptions, Filled, objective_with_pictures
+from dreamllm.train.cache import CacheFiller, CacheOptions, Filled, chosen_caches
 from dreamllm.train.run_config import RunConfig
 
 
@@ -39,7 +39,7 @@ def fill_with_ray(
         ConfigError: the recipe has nothing to cache, or the cluster has too few CPUs or GPUs.
         DreamLLMError: what stopped a worker.
     """
-    objective_with_pictures(config)
+    names = chosen_caches(config, options)
     try:
         import ray
     except ImportError as error:
@@ -67,7 +67,7 @@ def fill_with_ray(
         num_steps += int(row["steps"])
         if on_task is not None:
             on_task(num_steps, done)
-    for name in options.caches:
+    for name in names:
         write_index(out / name)
     return done
 

@@ -226,6 +226,16 @@ def test_a_run_needs_one_place_to_start_from() -> None:
         config(parent=SIZES, text_tower_lr_scale=-1)
 
 
+def test_documents_become_codes_on_the_cpu_wherever_the_model_is(image_tokenizer: Path) -> None:
+    objective = make(config(parent=replace(SIZES, image_tokenizer=image_tokenizer)))
+    before = objective.data[0]
+
+    objective.to(torch.device("meta"))  # where nothing can be computed
+
+    for one, other in zip(before, objective.data[0], strict=True):
+        assert torch.equal(one.input_ids, other.input_ids)
+
+
 def test_retrieved_documents_stand_before_each_document_in_training_and_in_prompts(
     image_tokenizer: Path, take_steps: TakeSteps
 ) -> None:

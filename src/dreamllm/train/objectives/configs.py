@@ -325,6 +325,10 @@ class JamObjectiveConfig:
     """Spans move to the end of their document (CM3, arXiv:2201.07520); none is plain causal."""
     mask_prompt: float = 0.0
     """Share of pictures drawn from a text that are learned with `<mask>` in its place, for guidance."""
+    code_cache: Path | None = None
+    """Folder of the pictures' codes, which `dreamllm data cache` wrote."""
+    on_cache_miss: Literal["raise", "compute"] = "raise"
+    """A picture that the cache does not know ends the run, or is computed."""
     retrieval: RetrievalConfig | None = None
     """Retrieved documents before each document (CM3Leon, arXiv:2309.02591); none lays nothing before."""
     text_weight: float = 1.0

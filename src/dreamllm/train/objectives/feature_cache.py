@@ -1,7 +1,8 @@
-"""What caches of pictures hold for a DreamLLM: the key of each, and how its records are computed.
+"""What caches of pictures hold for a DreamLLM and a JAM: the key of each, and how its records are computed.
 
 Vision features are the output of the vision encoder, before the projector. Latents are kept as the moments
 of the VAE's posterior, mean and log-variance at its own scale, so that every use draws a sample of its own.
+Codes are those of the image tokenizer.
 """
 
 import hashlib
@@ -18,12 +19,16 @@ from dreamllm.data.feature_cache import CacheDtype, CacheSpec, FeatureCache
 from dreamllm.data.picture_digest import picture_digest
 from dreamllm.data.transforms import TargetTransform, VisionTransform
 from dreamllm.document.document import Image
+from dreamllm.errors import ConfigError
 from dreamllm.models.decoders.image_decoder import ImageDecoder
 from dreamllm.models.dreamllm import DreamLLM
+from dreamllm.models.image_tokenizer import ImageTokenizer
+from dreamllm.models.jam import JAM
 from dreamllm.models.vision_encoder import VisionEncoder
 from dreamllm.sequence.encode import SequenceEncoder
+from dreamllm.sequence.encode_codes import CodeSequenceEncoder
 from dreamllm.sequence.picture_caches import PictureCaches
-from dreamllm.train.objectives.configs import DreamLLMObjectiveConfig
+from dreamllm.train.objectives.configs import DreamLLMObjectiveConfig, JamObjectiveConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +84,16 @@ def latent_function(
     )
 
 
+def code_function(tokenizer: ImageTokenizer, transform: TargetTransform) -> PictureFunction:
+    """Codes of an image tokenizer, (G,)."""
+    return PictureFunction(
+        spec=code_spec(tokenizer, transform),
+        view=transform,
+        compute=tokenizer.encode,
+        device=tokenizer.vq_model.device,
+    )
+
+
 def vision_spec(
     encoder: VisionEncoder, transform: VisionTransform, *, dtype: CacheDtype = "float16"
 ) -> CacheSpec:
@@ -110,6 +125,16 @@ def latent_spec(
     return CacheSpec(key=key, shape=decoder.moment_shape, dtype=dtype)
 
 
+def code_spec(tokenizer: ImageTokenizer, transform: TargetTransform) -> CacheSpec:
+    """What decides the codes of a picture."""
+    key: dict[str, Any] = {
+        "what": "picture codes",
+        "image_tokenizer": {"type": "VQModel", "weights": weights_digest(tokenizer.vq_model)},
+        "preprocessing": transform.to_dict(),
+    }
+    return CacheSpec(key=key, shape=(tokenizer.codes_per_picture,), dtype="int32")
+
+
 def open_caches(config: DreamLLMObjectiveConfig, model: DreamLLM, encoder: SequenceEncoder) -> PictureCaches:
     """The caches that a run asks for, found to be of its own model.
 
@@ -127,6 +152,20 @@ def open_caches(config: DreamLLMObjectiveConfig, model: DreamLLM, encoder: Seque
             config.latent_cache, latent_spec(model.image_decoder, encoder.target_transform)
         )
     return PictureCaches(vision=vision, latents=latents, on_miss=config.on_cache_miss)
+
+
+def open_code_cache(
+    config: JamObjectiveConfig, model: JAM, encoder: CodeSequenceEncoder
+) -> FeatureCache | None:
+    """The cache of codes that a run asks for; raises as `open_caches`."""
+    if config.code_cache is None:
+        return None
+    if model.image_tokenizer is None:
+        raise ConfigError(
+            f"code_cache is {config.code_cache}, but the model has no image tokenizer; expected one whose "
+            "codes are cached; leave the cache out"
+        )
+    return FeatureCache(config.code_cache, code_spec(model.image_tokenizer, encoder.target_transform))
 
 
 def weights_digest(module: nn.Module) -> str:

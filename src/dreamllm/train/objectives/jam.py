@@ -4,6 +4,7 @@ Parents, continued pre-training of a fused model (section 3.2) and interleaved i
 3.3) differ in data, in what is a label, and in where the model comes from; they are recipes, not code.
 """
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -32,6 +33,7 @@ from dreamllm.sequence.encode_codes import CodeEncodeOptions, CodeSequenceEncode
 from dreamllm.sequence.retrieving import RetrievingEncoder
 from dreamllm.train.objectives.configs import JamObjectiveConfig
 from dreamllm.train.objectives.document_steps import DocumentSteps
+from dreamllm.train.objectives.feature_cache import open_code_cache
 from dreamllm.train.objectives.jam_start import new_parent
 from dreamllm.train.objectives.objective import GateResult, ParameterGroup
 from dreamllm.train.objectives.pictures import save_grid
@@ -75,7 +77,15 @@ class JamObjective:
         )
         self._config = config
         self._device = torch.device("cpu")
-        self._reader: CodeSequenceEncoder | RetrievingEncoder = replace(self._encoder, options=options)
+        tokenizer = self.module.image_tokenizer
+        self._reader: CodeSequenceEncoder | RetrievingEncoder = replace(
+            self._encoder,
+            options=options,
+            # Its own tokenizer, which stays on the CPU: workers that read documents cannot use a GPU.
+            picture_codes=None if tokenizer is None else copy.deepcopy(tokenizer).encode,
+            code_cache=open_code_cache(config, self.module, self._encoder),
+            on_cache_miss=config.on_cache_miss,
+        )
         if config.retrieval is not None:
             self._reader = RetrievingEncoder(
                 encoder=self._reader, retriever=build_retriever(config.retrieval)
