@@ -13,7 +13,7 @@ closes a picture; every other one opens one. Sequences have no slots, so packing
 
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
@@ -29,6 +29,7 @@ from dreamllm.errors import ConfigError, DocumentError, LayoutError
 from dreamllm.sequence.batch import Sequence
 from dreamllm.sequence.chat import ChatTemplate, EndOfTurn, Markup, Piece
 from dreamllm.sequence.cm3 import SENTINELS_PER_SPAN, Cm3Config, Ids, Labels, transform
+from dreamllm.sequence.code_draft import CodeDraft, joined
 from dreamllm.sequence.code_tokens import CodeTokens
 from dreamllm.sequence.layout import Slots, SlotSizes
 from dreamllm.sequence.picture_caches import OnMiss, PictureReader, PictureView
@@ -127,7 +128,7 @@ class CodeSequenceEncoder:
         if rng is not None and _is_creation(document) and rng.random() < options.mask_prompt:
             return [self._sequence(document.id, *self._finish(self._masked(draft)))]
         before = self._context(draft, context, room=self._sentinel_room, learn=options.learn == "all")
-        ids, is_label = self._finish(_joined(draft, before))
+        ids, is_label = self._finish(joined(draft, before))
         config = None if document.is_conversation and options.learn == "marked" else options.cm3
         if rng is not None and config is not None:
             ids, is_label = transform(
@@ -163,7 +164,7 @@ class CodeSequenceEncoder:
             ImageError: a picture cannot be read.
         """
         draft = self._draft(document, supervise=False, prompt=True)
-        ids, _ = self._finish(_joined(draft, self._context(draft, context, room=room)))
+        ids, _ = self._finish(joined(draft, self._context(draft, context, room=room)))
         return self._sequence(document.id, ids, np.zeros(len(ids), dtype=np.bool_))
 
     def pictures(self, document: Document) -> list[Image]:
@@ -193,8 +194,8 @@ class CodeSequenceEncoder:
     def _sentinel_room(self) -> int:
         return 0 if self.options.cm3 is None else SENTINELS_PER_SPAN * self.options.cm3.max_spans
 
-    def _draft(self, document: Document, *, supervise: bool, prompt: bool) -> "_Draft":
-        draft = _Draft(tokens=self.tokens, document_id=document.id)
+    def _draft(self, document: Document, *, supervise: bool, prompt: bool) -> CodeDraft:
+        draft = CodeDraft(tokens=self.tokens, document_id=document.id)
         draft.write([self.tokenizer.bos_id])
         if document.is_conversation:
             self._write_conversation(draft, self.chat.render(document, prompt=prompt), supervise=supervise)
@@ -209,7 +210,7 @@ class CodeSequenceEncoder:
         self._check_length(draft)
         return draft
 
-    def _check_length(self, draft: "_Draft") -> None:
+    def _check_length(self, draft: CodeDraft) -> None:
         if len(draft.ids) > self.options.max_length:  # before any picture is opened
             raise LayoutError(
                 f"document {draft.document_id!r} has {len(draft.ids)} positions with {len(draft.images)} "
@@ -217,7 +218,7 @@ class CodeSequenceEncoder:
                 "expected; shorten it, leave it out, or raise max_length"
             )
 
-    def _write_plain(self, draft: "_Draft", document: Document, *, supervise: bool) -> None:
+    def _write_plain(self, draft: CodeDraft, document: Document, *, supervise: bool) -> None:
         learns = supervise and _learns(document.parts)
         for part in document:
             if isinstance(part, Text):
@@ -225,7 +226,7 @@ class CodeSequenceEncoder:
             else:
                 draft.write_picture(part, is_label=supervise and part.learn, closing_is_label=learns)
 
-    def _write_conversation(self, draft: "_Draft", pieces: list[Piece], *, supervise: bool) -> None:
+    def _write_conversation(self, draft: CodeDraft, pieces: list[Piece], *, supervise: bool) -> None:
         for speaker, turn in groupby(pieces, key=_speaker):
             said = list(turn)  # with the EOS of an answer
             learns = supervise and speaker == "assistant" and _learns(said)
@@ -241,8 +242,8 @@ class CodeSequenceEncoder:
                     draft.write_picture(piece, is_label=learns and piece.learn, closing_is_label=learns)
 
     def _context(
-        self, draft: "_Draft", context: SequenceOf[Document], *, room: int, learn: bool = False
-    ) -> list["_Draft"]:
+        self, draft: CodeDraft, context: SequenceOf[Document], *, room: int, learn: bool = False
+    ) -> list[CodeDraft]:
         """Drafts of the last retrieved documents that fit before a document, in order."""
         for document in context:
             if document.is_conversation:
@@ -252,9 +253,9 @@ class CodeSequenceEncoder:
                     "retrieve from plain documents"
                 )
         free = self.options.max_length - room - len(draft.ids)
-        kept: list[_Draft] = []
+        kept: list[CodeDraft] = []
         for document in reversed(context):
-            retrieved = _Draft(tokens=self.tokens, document_id=document.id)
+            retrieved = CodeDraft(tokens=self.tokens, document_id=document.id)
             self._write_plain(retrieved, document, supervise=False)
             if retrieved.is_picture_open:
                 retrieved.close_picture()
@@ -267,14 +268,14 @@ class CodeSequenceEncoder:
             kept.append(retrieved)
         return kept[::-1]
 
-    def _masked(self, draft: "_Draft") -> "_Draft":
+    def _masked(self, draft: CodeDraft) -> CodeDraft:
         """The pictures after `BOS <mask>`, which is how `unconditional` begins."""
-        masked = _Draft(tokens=self.tokens, document_id=draft.document_id)
+        masked = CodeDraft(tokens=self.tokens, document_id=draft.document_id)
         masked.write([self.tokenizer.bos_id, self.tokens.mask])
         masked.extend(draft, first=draft.picture_starts[0] - 1)
         return masked
 
-    def _finish(self, draft: "_Draft") -> tuple[Ids, Labels]:
+    def _finish(self, draft: CodeDraft) -> tuple[Ids, Labels]:
         """Ids with the codes of the pictures in their places, and the labels among them."""
         ids = np.asarray(draft.ids, dtype=np.int64)
         if draft.images:
@@ -282,7 +283,7 @@ class CodeSequenceEncoder:
             ids[places] = self.tokens.first_code + self._codes(draft)
         return ids, np.asarray(draft.is_label, dtype=np.bool_)
 
-    def _codes(self, draft: "_Draft") -> Int[np.ndarray, "M G"]:
+    def _codes(self, draft: CodeDraft) -> Int[np.ndarray, "M G"]:
         if self.picture_codes is None:
             raise DocumentError(
                 f"document {draft.document_id!r} has {len(draft.images)} pictures, but the model has no "
@@ -319,74 +320,6 @@ class CodeSequenceEncoder:
             target_pixels=Pixels.of([], image_px=1),
             target_dreams=(),
         )
-
-
-@dataclass(slots=True, kw_only=True)
-class _Draft:
-    """A sequence while it is written; codes are filled in when all of it is known to fit."""
-
-    tokens: CodeTokens
-    document_id: str
-    ids: list[int] = field(default_factory=list)
-    is_label: list[bool] = field(default_factory=list)
-    images: list[Image] = field(default_factory=list)
-    picture_starts: list[int] = field(default_factory=list)
-    """Position of the first code, one entry an image."""
-    is_picture_open: bool = False
-    """Whether a picture stands last, which a `<break>` closes once something follows."""
-    closing_is_label: bool = False
-
-    @property
-    def next_follows(self) -> int:
-        """The id that will stand before the next words."""
-        return self.tokens.break_ if self.is_picture_open else self.ids[-1]
-
-    def write(self, ids: list[int], *, is_label: bool = False) -> None:
-        """Append ids that are all labels, or none of them."""
-        if ids:
-            self.close_picture()
-            self._append(ids, is_label)
-
-    def write_picture(self, image: Image, *, is_label: bool, closing_is_label: bool) -> None:
-        """Append a `<break>` and room for codes."""
-        self.write([self.tokens.break_], is_label=is_label)
-        self.picture_starts.append(len(self.ids))
-        self.images.append(image)
-        self._append([self.tokens.first_code] * self.tokens.codes_per_picture, is_label)
-        self.is_picture_open, self.closing_is_label = True, closing_is_label
-
-    def close_picture(self) -> None:
-        """Append the `<break>` after a picture, if one stands last."""
-        if self.is_picture_open:
-            self.is_picture_open = False
-            self._append([self.tokens.break_], self.closing_is_label)
-
-    def end(self, eos_id: int, *, is_label: bool) -> None:
-        """Append EOS, which closes a picture as well."""
-        self.is_picture_open = False
-        self._append([eos_id], is_label)
-
-    def extend(self, other: "_Draft", *, first: int = 0) -> None:
-        """Append another draft from a position on that no picture stands before."""
-        offset = len(self.ids) - first
-        self.picture_starts += [start + offset for start in other.picture_starts]
-        self.images += other.images
-        self.ids += other.ids[first:]
-        self.is_label += other.is_label[first:]
-
-    def _append(self, ids: list[int], is_label: bool) -> None:
-        self.ids += ids
-        self.is_label += [is_label] * len(ids)
-
-
-def _joined(draft: _Draft, before: list[_Draft]) -> _Draft:
-    """A draft with other drafts between its BOS and what follows."""
-    joined = _Draft(tokens=draft.tokens, document_id=draft.document_id)
-    joined.write(draft.ids[:1])
-    for retrieved in before:
-        joined.extend(retrieved)
-    joined.extend(draft, first=1)
-    return joined
 
 
 def _learns(pieces: SequenceOf[Piece]) -> bool:
