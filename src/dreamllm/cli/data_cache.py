@@ -29,7 +29,7 @@ def run(
     *,
     out: Path,
     run_dir: Path | None = None,
-    caches: tuple[Literal["vision", "latents", "codes"], ...] | None = None,
+    caches: tuple[Literal["vision", "latents", "codes"], ...] = (),
     dtype: Literal["float16", "bfloat16", "float32"] = "float16",
     batch_size: int = 32,
     workers: int = 0,

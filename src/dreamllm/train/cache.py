@@ -53,8 +53,8 @@ _EXAMPLES: Final = 3
 class CacheOptions:
     """How caches are filled."""
 
-    caches: tuple[str, ...] | None = None
-    """Which ones; None: all that the recipe's model has."""
+    caches: tuple[str, ...] = ()
+    """Which ones; none named: all that the recipe's model has."""
     dtype: CacheDtype = "float16"
     """Of features and latents; codes are whole numbers."""
     batch_size: int = 32
@@ -195,10 +195,10 @@ def chosen_caches(config: RunConfig, options: CacheOptions) -> tuple[str, ...]:
             f"the objective of {config.name!r} is {kind!r}, which has nothing to cache; expected "
             f"{' or '.join(CACHES_OF)}, whose encoders are frozen; choose a recipe of that kind"
         )
-    names = known if options.caches is None else options.caches
-    if not names or not set(names) <= set(known):
+    names = options.caches or known
+    if not set(names) <= set(known):
         raise ConfigError(
-            f"caches is {', '.join(names) or 'empty'}; the objective {kind!r} has {', '.join(known)}; choose "
+            f"caches is {', '.join(names)}; the objective {kind!r} has {', '.join(known)}; choose "
             "among these, or leave it out"
         )
     return names
