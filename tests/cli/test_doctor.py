@@ -171,6 +171,18 @@ def test_a_broken_model_makes_the_verb_exit_with_1(
     assert "has no model_index.json" in capsys.readouterr().out
 
 
+def test_a_shipped_model_is_known_by_its_name_and_a_folder_by_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "jam-tiny").mkdir()
+
+    assert main(["doctor", "jam-tiny"]) == 0
+    assert "every number is what it was" in capsys.readouterr().out
+    assert main(["doctor", "./jam-tiny"]) == 1
+    assert "jam-tiny has no model_index.json" in capsys.readouterr().out.replace("\n", " ")
+
+
 def test_a_model_is_loaded_and_tested(tmp_path: Path) -> None:
     folder = save_small_model(tmp_path / "model")
 

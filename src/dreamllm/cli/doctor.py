@@ -45,6 +45,8 @@ JAM_PARTS = ("language_model", "tokenizer")
 """The folders of a JAM, as `checkpoint/jam.py` writes them."""
 JAM_PICTURE_PARTS = ("image_tokenizer", "image_processor")
 """Of which a JAM has both, or none if it knows words alone."""
+SHIPPED = Path(__file__).parents[1] / "weights"
+"""Models that ship with the package, a folder each."""
 _STYLES = {"ok": "green", "note": "yellow", "broken": "red"}
 
 
@@ -59,16 +61,16 @@ class Finding:
 
 
 def run(
-    model: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL]")] = None, /
+    model: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL]")] = None, /
 ) -> int:
-    """Check this installation, and the model folder if one is named. Exits with 1 if something is broken.
+    """Check this installation, and a model if one is named. Exits with 1 if something is broken.
 
     Args:
-        model: Folder of a saved model.
+        model: Folder of a saved model, or the name of one that ships with the package.
     """
     console = Console(highlight=False)
     findings = []
-    for finding in _examine(model):
+    for finding in _examine(None if model is None else _folder_of(model)):
         findings.append(finding)
         line = Text(f"{finding.state:8}", style=_STYLES[finding.state])
         line.append(f"{finding.subject:16}{finding.seen}", style="default")
@@ -80,12 +82,21 @@ def run(
     return int(num_broken > 0)
 
 
+def _folder_of(model: str) -> Path:
+    """As for `dreamllm generate`, a shipped model's name before a folder's; `./name` is the folder."""
+    return (
+        SHIPPED / model
+        if (SHIPPED / model / "model_index.json").is_file() and "/" not in model
+        else Path(model)
+    )
+
+
 def _examine(model: Path | None) -> Iterator[Finding]:
     yield Finding(state="ok", subject="python", seen=f"{platform.python_version()} on {platform.platform()}")
     yield from check_torch()
     yield from check_torchvision()
     yield from check_requirements()
-    yield from check_shipped_weights(Path(__file__).parents[1] / "weights")
+    yield from check_shipped_weights(SHIPPED)
     if model is not None:
         whole = list(check_model_folder(model))
         yield from whole
