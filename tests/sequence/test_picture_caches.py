@@ -115,7 +115,7 @@ def test_a_miss_may_be_computed_and_every_picture_keeps_its_place(
     expected = [vision(PILImage.new("RGB", (8, 8), (level,) * 3)) for level in (10, 20, 30)]
     np.testing.assert_array_equal(batch.vision_pixels.scaled(), expected)
     computed = torch.tensor([10.0, 20.0, 30.0]).view(3, 1, 1).expand(3, 2, 5)
-    filled = batch.cached_images.to("cpu").fill(computed)
+    filled = batch.to("cpu").cached_images.fill(computed)
     assert filled[:, 0, 0].tolist() == [10, 1, 20, 2, 30]
     assert batch.cached_targets is None
 

@@ -6,6 +6,7 @@ the place of any document in its source follows from its number alone, and nothi
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -89,11 +90,16 @@ class Mixture:
         )
         index = (step - phase.first_step) * self.documents_per_step + position
         block, place = divmod(index, BLOCK)
-        rng = np.random.default_rng([self._seed % 2**32, number, block])
-        order = phase.dealt[rng.permutation(BLOCK)]
+        order = phase.dealt[_permutation(self._seed % 2**32, number, block)]
         source = int(order[place])
         before = block * int((phase.dealt == source).sum()) + int((order[:place] == source).sum())
         return phase.sources, source, before
+
+
+@lru_cache(maxsize=16)
+def _permutation(seed: int, phase: int, block: int) -> np.ndarray:
+    """The order within a block; a step asks for the same few blocks again and again."""
+    return np.random.default_rng([seed, phase, block]).permutation(BLOCK)
 
 
 def deal(keys: Sequence[tuple[int, ...]], num_ranks: int) -> list[list[int]]:

@@ -80,8 +80,3 @@ class CachedPictures:
         filled = computed.new_empty(len(self.rows) + len(computed), *computed.shape[1:])
         filled.index_copy_(0, self.rows, self.records.to(computed.dtype))
         return filled.index_copy_(0, self.pixel_rows, computed)
-
-    def to(self, device: torch.device | str) -> Self:
-        """The same on another device."""
-        moved = (t.to(device, non_blocking=True) for t in (self.records, self.rows, self.pixel_rows))
-        return type(self)(*moved)
