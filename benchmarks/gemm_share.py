@@ -82,15 +82,7 @@ def main() -> int:
     micro_batches = run.objective.data[100]
 
     def move(number: int = 0) -> None:
-        optimizer_step(
-            run.objective,
-            run.optimizer,
-            micro_batches,
-            step=number,
-            seed=0,
-            device=run.device,
-            clip_norm=run.config.optim.clip_norm,
-        )
+        take_step(run, micro_batches, number)
 
     def move_language_model(number: int = 0) -> None:
         for batch in micro_batches:
@@ -193,7 +185,12 @@ def make_image_decoder() -> StableDiffusionDecoder:
 
 
 def start_run(
-    model: DreamLLM, tokenizer: Tokenizer, num_documents: int, overrides: Sequence[str] = ()
+    model: DreamLLM,
+    tokenizer: Tokenizer,
+    num_documents: int,
+    overrides: Sequence[str] = (),
+    *,
+    device: str = "cpu",
 ) -> Run:
     """Stage II of the tiny family, with this model in place of its own."""
     transforms = {
@@ -210,7 +207,21 @@ def start_run(
         ]
         config = load_config(RunConfig, find_recipe("tiny/stage2"), changes)
         objective = build_objective(config, Path.cwd())
-    return Run.start(config, objective, torch.device("cpu"))
+    return Run.start(config, objective, torch.device(device))
+
+
+def take_step(run: Run, micro_batches: Sequence[Batch], step: int = 0) -> None:
+    """One optimizer step, as the loop takes it."""
+    optimizer_step(
+        run.objective,
+        run.optimizer,
+        micro_batches,
+        step=step,
+        seed=0,
+        device=run.device,
+        clip_norm=run.config.optim.clip_norm,
+        precision=run.config.precision,
+    )
 
 
 def count_flops(move: Callable[[], None]) -> dict[str, int]:

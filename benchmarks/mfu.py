@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from gemm_share import start_run
+from gemm_share import start_run, take_step
 from PIL import Image as PILImage
 from rounds import positive, print_table
 from stage2_documents import SCALE, WORD, Outline, Pages, outlines
@@ -44,7 +44,6 @@ from dreamllm.train.plan.plan import stage_of
 from dreamllm.train.plan.shapes import build_model, find_shapes
 from dreamllm.train.run_config import RunConfig
 from dreamllm.train.run_state import Run
-from dreamllm.train.step import optimizer_step
 
 WARM_UP = 3
 NUM_PICTURES = 64
@@ -65,10 +64,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "shards"
         write_shards(documents(arguments, picture_px, scale), path)
-        run = start_run(model, tokenizer, arguments.documents, overrides(arguments, path, row_length))
+        changes, device = overrides(arguments, path, row_length), arguments.device
+        run = start_run(model, tokenizer, arguments.documents, changes, device=device)
         del model
-        device = torch.device(arguments.device)
-        run = Run.start(run.config, run.objective, device)
         reading = measure(run)
     module: Any = run.objective.module
     parameters = sum(parameter.numel() for parameter in module.language_model.parameters())
@@ -109,7 +107,6 @@ def overrides(arguments: argparse.Namespace, shards: Path, row_length: int) -> l
         f"objective.gradient_checkpointing={str(on_gpu).lower()}",
         f"steps={arguments.steps + WARM_UP}",
         f"num_workers={arguments.workers}",
-        f"device={arguments.device}",
         f"precision={'bfloat16' if on_gpu else 'float32'}",
         f"parallel.compile={str(arguments.compile).lower()}",
     ]
@@ -177,16 +174,7 @@ def measure(run: Run) -> dict[str, float]:
     meter.begin()
     for step, micro_batches in enumerate(StepFeed(run, 0, StopRequest())):
         meter.data_ready()
-        optimizer_step(
-            run.objective,
-            run.optimizer,
-            micro_batches,
-            step=step,
-            seed=0,
-            device=run.device,
-            clip_norm=run.config.optim.clip_norm,
-            precision=run.config.precision,
-        )
+        take_step(run, micro_batches, step)
         meter.step_done(micro_batches)
         if step == WARM_UP - 1:
             meter.reading()

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from gemm_share import make_model, start_run
+from gemm_share import make_model, start_run, take_step
 from published_step import CACHE, MEASURES, ONE_ROW, ROWS, WEIGHTS_OF_TERMS, PublishedStep
 from rounds import parse_arguments, positive, print_table, report, spread, take_turns, use_one_thread
 from stage2_documents import (
@@ -46,7 +46,6 @@ from dreamllm.sequence.pixels import Pixels
 from dreamllm.sequence.tokenizer import Tokenizer
 from dreamllm.train.flops import document_lengths
 from dreamllm.train.run_state import Run
-from dreamllm.train.step import optimizer_step
 
 PUBLISHED, OURS, CACHED = "published step", "this code", "this code, cached pictures"
 MAX_LOSS_GAP = 1e-4
@@ -201,9 +200,14 @@ def tell_proportions(
         for steps, documents in (("these steps", measured), (f"{LONG_RUN} steps", long_run))
         for kind, each in shares.items()
     }
-    ratios[f"{LONG_RUN} steps, {NUM_RANKS} ranks"] = flop_ratios(
-        shares["published"], long_run, documents_per_step=size, num_ranks=NUM_RANKS
-    )
+    for way, in_turn in (("dealt in turn", True), ("as here", False)):
+        ratios[f"{LONG_RUN} steps, {NUM_RANKS} ranks {way}"] = flop_ratios(
+            shares["published"],
+            long_run,
+            documents_per_step=size,
+            num_ranks=NUM_RANKS,
+            in_turn=in_turn,
+        )
     print_table(
         "FLOPs of the published step, of those of this code",
         ("", "cached", "padding"),
@@ -264,15 +268,7 @@ def largest_gap(objectives: Mapping[str, Any], batches: Mapping[str, Batch]) -> 
 
 def move(run: Run, objective: Any, batch: Batch) -> None:
     """One optimizer step of a side; all move the same model."""
-    optimizer_step(
-        objective,
-        run.optimizer,
-        [batch],
-        step=0,
-        seed=0,
-        device=run.device,
-        clip_norm=run.config.optim.clip_norm,
-    )
+    take_step(replace(run, objective=objective), [batch])
 
 
 def padding_of(batches: Sequence[Batch]) -> float:

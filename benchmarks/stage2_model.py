@@ -130,20 +130,27 @@ def published_shares() -> Shares:
 
 
 def flop_ratios(
-    shares: Shares, documents: Sequence[Outline], *, documents_per_step: int, num_ranks: int = 1
+    shares: Shares,
+    documents: Sequence[Outline],
+    *,
+    documents_per_step: int,
+    num_ranks: int = 1,
+    in_turn: bool = False,
 ) -> tuple[float, float, float]:
     """FLOPs of the published step over those of this code, and of this code with cached pictures; and the
     share of padding in the published one.
 
     Packed rows are counted without padding, and blank pictures not at all. Of ranks that step together, each
-    with so many documents, the slowest counts; this code deals them as its `Mixture` deals shards.
+    with so many documents, the slowest counts; this code deals them as its `Mixture` deals shards, or
+    `in_turn`.
     """
     size = documents_per_step * num_ranks
     steps = [documents[start : start + size] for start in range(0, len(documents) - size + 1, size)]
 
     def counts(name: str, *, dealt: bool) -> np.ndarray:
         """By step, rank and document."""
-        hands = [_dealt(step, num_ranks) if dealt else np.arange(size) for step in steps]
+        is_dealt = dealt and not in_turn
+        hands = [_dealt(step, num_ranks) if is_dealt else np.arange(size) for step in steps]
         numbers = [[getattr(each, name) for each in step] for step in steps]
         placed = np.take_along_axis(np.asarray(numbers), np.asarray(hands), axis=1)
         return placed.reshape(-1, num_ranks, documents_per_step)
