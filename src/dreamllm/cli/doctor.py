@@ -84,11 +84,8 @@ def run(
 
 def _folder_of(model: str) -> Path:
     """As for `dreamllm generate`, a shipped model's name before a folder's; `./name` is the folder."""
-    return (
-        SHIPPED / model
-        if (SHIPPED / model / "model_index.json").is_file() and "/" not in model
-        else Path(model)
-    )
+    is_shipped = "/" not in model and (SHIPPED / model / "model_index.json").is_file()
+    return SHIPPED / model if is_shipped else Path(model)
 
 
 def _examine(model: Path | None) -> Iterator[Finding]:
