@@ -165,6 +165,25 @@ class RootObjective(LineObjective):
         return [ParameterGroup(name="all", parameters=[self.root.weight])]
 
 
+class TellingObjective(LineObjective):
+    """Tells the losses of its documents, in batches that know no sources."""
+
+    def losses(self, micro_batch: Points, generator: torch.Generator) -> dict[str, Term]:
+        terms = super().losses(micro_batch, generator)
+        size = len(micro_batch.x)
+        told = Term.of_items(terms["error"].sum.repeat(size) / size, torch.arange(size), num_documents=size)
+        return {**terms, "error": told}
+
+
+def test_documents_without_sources_are_counted_for_none() -> None:
+    objective = TellingObjective(LineConfig(noise=0.0, dropout=0.0))
+
+    result = take_step(objective, objective.data[0])
+
+    assert result.by_source == {}
+    assert result.counts["error"] == sum(len(points.x) for points in objective.data[0])
+
+
 def test_a_gradient_that_is_not_finite_names_the_step_and_moves_nothing() -> None:
     objective = RootObjective()
 

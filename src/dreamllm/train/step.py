@@ -199,11 +199,12 @@ def _by_source(
     """The terms of every source; of micro-batches that know of sources."""
     sums: dict[tuple[str, str], tuple[float, int]] = {}
     for micro_batch, row in zip(micro_batches, rows, strict=True):
-        sources = micro_batch.sources if isinstance(micro_batch, Batch) else ()
+        if not isinstance(micro_batch, Batch):
+            continue
         for name, table in row.by_document.items():
-            for source, *item in zip(sources, *table, strict=True):
+            for source, total_of, count in zip(micro_batch.sources, *table, strict=True):
                 before = sums.get((name, source), (0.0, 0))
-                sums[name, source] = (before[0] + item[0], before[1] + int(item[1]))
+                sums[name, source] = (before[0] + total_of, before[1] + int(count))
     return {key: value for key, value in sums.items() if value[1]}
 
 
